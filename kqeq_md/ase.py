@@ -1,0 +1,100 @@
+"""ASE calculator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from numpy.typing import ArrayLike
+
+from kqeq_md.model import Model
+from kqeq_md.potential import Potential
+from kqeq_md.structure import Structure
+
+
+def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike | None = None) -> Structure:
+    """The `Structure` of ASE atoms. Total charge (e) and field (V/Angstrom) come from the arguments alone.
+
+    Raises:
+        StructureError: NaN, a cell without volume, or a boundary that is periodic along some axes only.
+    """
+    return Structure(
+        atoms.numbers,
+        atoms.positions,
+        cell=atoms.cell.array,
+        pbc=tuple(atoms.pbc),
+        charge=charge,
+        field=np.zeros(3) if field is None else field,
+    )
+
+
+class KQEq(Calculator):
+    """Energy, forces, stress, charges and dipole of a kQEq model for ASE.
+
+    Args:
+        model: path of a `.kqeq` file, or a `Model`.
+        charge: total charge Q, e.
+        field: static field F, V/Angstrom, three numbers; the energy is E_0 - F.mu.
+        accuracy: target rms force error of the periodic Coulomb sum, eV/Angstrom.
+        tolerance: largest accepted relative residual of the charge equilibration.
+
+    Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, `dipole` (e Angstrom, about the
+    coordinate origin) for open ones; asking for the other raises `PropertyNotImplementedError`.
+
+    `atoms.info["charge"]`, `atoms.info["total_charge"]` and initial charges of atoms are not read: the total charge is
+    the argument `charge`, and charges are equilibrated at every call.
+
+    Raises:
+        KqeqError: a model that cannot be read, unknown elements, a field along a periodic axis.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        model: str | Path | Model,
+        charge: float = 0.0,
+        field: ArrayLike | None = None,
+        accuracy: float = 1e-5,
+        tolerance: float = 1e-8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.potential = Potential(model, accuracy, tolerance)
+        self.charge = charge
+        self.field = field
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results` with everything that the boundary defines."""
+        super().calculate(atoms, properties, system_changes)
+        wanted = properties or ["energy"]
+        structure = structure_from_atoms(self.atoms, self.charge, self.field)
+        if structure.periodic and "dipole" in wanted:
+            raise PropertyNotImplementedError(
+                "`dipole` is not defined for periodic atoms whose charges flow freely: it depends on their wrapping"
+            )
+        if not structure.periodic and "stress" in wanted:
+            raise PropertyNotImplementedError("`stress` needs a periodic cell")
+        result = self.potential.compute(structure)
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "energies": result.energies,
+            "forces": result.forces,
+            "charges": result.charges,
+        }
+        if result.virial is not None and structure.periodic:
+            stress = -result.virial / structure.volume
+            self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        if result.dipole is not None:
+            self.results["dipole"] = result.dipole

@@ -1,0 +1,1 @@
+"""Charge equilibration: from electronegativities to charges and their energy."""

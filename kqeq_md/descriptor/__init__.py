@@ -1,0 +1,1 @@
+"""The SOAP power spectrum: radial functions, solid harmonics, and their contraction."""

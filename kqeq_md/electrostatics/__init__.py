@@ -1,0 +1,1 @@
+"""Coulomb interaction of Gaussian charges for every boundary."""

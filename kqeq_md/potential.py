@@ -1,0 +1,168 @@
+"""Energy, forces, virial and charges of a structure: the one way through the package.
+
+structure -> pairs -> power spectrum -> kernels -> chi, E_short -> charges, E -> reverse pass -> forces, virial
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kqeq_md.charges.equilibrate import electrostatic_gradient, equilibrate
+from kqeq_md.charges.field import dipole, field_potential
+from kqeq_md.descriptor.power_spectrum import Descriptor
+from kqeq_md.electrostatics.coulomb import coulomb
+from kqeq_md.elements import symbol_of
+from kqeq_md.errors import KqeqError, StructureError
+from kqeq_md.halo import SERIAL, Halo
+from kqeq_md.kernel import normalise, normalise_vjp, predict, predict_vjp
+from kqeq_md.model import Model, load_model
+from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.short_range import repulsion
+from kqeq_md.structure import Floats, Result, Structure
+
+log = logging.getLogger("kqeq_md")
+
+QUANTITIES = ("energies", "forces", "virial", "charges", "dipole")
+"""What may stand in `want`; the energy always comes."""
+
+
+class Potential:
+    """A model, ready to compute.
+
+    Args:
+        model: a `Model` or the path of a `.kqeq` file.
+        accuracy: target rms force error of the periodic Coulomb sum, eV/Angstrom.
+        tolerance: largest accepted relative residual of the charge equilibration.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+
+    def __init__(self, model: Model | str | Path, accuracy: float = 1e-5, tolerance: float = 1e-8) -> None:
+        for name, value in (("accuracy", accuracy), ("tolerance", tolerance)):
+            if not 0.0 < value < 1.0:
+                raise KqeqError(f"`{name}` must lie between 0 and 1, got {value}")
+        self.model = model if isinstance(model, Model) else load_model(model)
+        self.accuracy = accuracy
+        self.tolerance = tolerance
+        self._warned_charged_cell = False
+
+    @cached_property
+    def descriptor(self) -> Descriptor:
+        """The power spectrum with its tables."""
+        return Descriptor(self.model.soap, len(self.model.species))
+
+    def species_index(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Position of each atom's element in `model.species`, shape (n,).
+
+        Raises:
+            StructureError: an element that the model does not know.
+        """
+        out = np.full(len(numbers), -1)
+        for index, number in enumerate(self.model.numbers):
+            out[numbers == number] = index
+        if (out < 0).any():
+            atom = int(np.flatnonzero(out < 0)[0])
+            raise StructureError(
+                f"`numbers`: the model knows {', '.join(self.model.species)}, "
+                f"got {symbol_of(int(numbers[atom]))} (atom {atom})"
+            )
+        return out
+
+    def compute(
+        self,
+        structure: Structure,
+        want: Collection[str] = QUANTITIES,
+        pairs: Pairs | None = None,
+        halo: Halo = SERIAL,
+    ) -> Result:
+        """Equilibrate the charges and return the energy and what else is wanted.
+
+        Args:
+            structure: the owned atoms.
+            want: any of "energies", "forces", "virial", "charges", "dipole".
+            pairs: neighbours within `model.cutoff` of the owned atoms among owned atoms and ghosts; found here if None.
+            halo: how values travel between owners and ghosts. The charges are solved for the owned atoms alone,
+                so that one process has to own all of them; ghosts are their images.
+
+        Raises:
+            StructureError: unknown elements, overlapping atoms.
+            FieldError: a field that has no meaning for the boundary.
+            ChargeError: charges without a minimum.
+        """
+        unknown = set(want) - set(QUANTITIES)
+        if unknown:
+            raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
+        species = self.species_index(structure.numbers)
+        field_potential(structure)  # refuse before anything is computed
+        self._warn_charged_cell(structure)
+        pairs = find_pairs(structure, self.model.cutoff) if pairs is None else pairs
+
+        local = LocalPart(self.model, self.descriptor, species, pairs, halo)
+        operator = coulomb(structure, self.model.gaussian_width[species], self.model.hardness[species], self.accuracy)
+        solution = equilibrate(structure, operator, local.electronegativity, self.tolerance)
+        energies = solution.energies + local.energies
+
+        forces = virial = None
+        if "forces" in want or "virial" in want:
+            grad_pairs = local.gradient(solution.charges)
+            grad_r, grad_strain = electrostatic_gradient(structure, operator, solution.charges)
+            n_all = len(halo.forward(species))
+            forces = -(grad_r + halo.reverse(pairs.scatter(grad_pairs, n_all)))
+            strain = grad_strain + halo.sum(pairs.vectors.T @ grad_pairs)
+            virial = -0.5 * (strain + strain.T)
+        return Result(
+            energy=float(halo.sum(energies.sum())),
+            charges=solution.charges,
+            energies=energies if "energies" in want else None,
+            forces=forces if "forces" in want else None,
+            virial=virial if "virial" in want else None,
+            dipole=dipole(structure, solution.charges) if "dipole" in want else None,
+        )
+
+    def _warn_charged_cell(self, structure: Structure) -> None:
+        if structure.periodic and structure.charge != 0 and not self._warned_charged_cell:
+            self._warned_charged_cell = True
+            log.warning(
+                "periodic cell with total charge %g e: a uniform background neutralises it; "
+                "energies of cells of different size or charge are not comparable",
+                structure.charge,
+            )
+
+
+class LocalPart:
+    """Everything that an atom's surroundings within the cutoff decide: chi, E_short, and their reverse pass."""
+
+    def __init__(
+        self,
+        model: Model,
+        descriptor: Descriptor,
+        species: NDArray[np.int64],
+        pairs: Pairs,
+        halo: Halo = SERIAL,
+    ) -> None:
+        self.model, self.descriptor = model, descriptor
+        self.species, self.pairs = species, pairs
+        self.species_all = np.asarray(halo.forward(species), dtype=np.int64)
+        p, self.coefficients = self.descriptor.power_spectrum(pairs, self.species_all)
+        self.unit, self.length = normalise(p)
+        kernel = predict(self.unit, species, model.sparse_points, model.weights, model.zeta)
+        numbers_all = np.array(model.numbers, dtype=np.float64)[self.species_all]
+        repelled, self.repulsion_gradient = repulsion(pairs, numbers_all, model.repulsion_radius[self.species_all])
+        self.electronegativity = kernel[:, 0] + model.electronegativity_offset[species]
+        self.energies = kernel[:, 1] + model.atom_energy[species] + repelled
+
+    def gradient(self, charges: Floats) -> Floats:
+        """dE/d(pair vectors) of E_short + sum_i q_i chi_i, both kernels in one reverse pass; (n_pairs, 3)."""
+        model = self.model
+        grad_y = np.stack([charges, np.ones_like(charges)], axis=1)
+        grad_unit = predict_vjp(self.unit, self.species, model.sparse_points, model.weights, model.zeta, grad_y)
+        grad_p = normalise_vjp(self.unit, self.length, grad_unit)
+        learned = self.descriptor.power_spectrum_vjp(self.pairs, self.species_all, self.coefficients, grad_p)
+        return learned + self.repulsion_gradient

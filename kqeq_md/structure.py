@@ -1,0 +1,124 @@
+"""What goes into the potential and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kqeq_md.errors import StructureError
+
+Floats = NDArray[np.float64]
+
+
+def _floats(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    """`value` as a read-only float64 array of `shape`; -1 stands for any length."""
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise StructureError(f"`{name}` must be numbers of shape {shape}: {error}") from None
+    if array.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
+        wanted = "(" + ", ".join("n" if s == -1 else str(s) for s in shape) + ")"
+        raise StructureError(f"`{name}` must have shape {wanted}, got {array.shape}")
+    if not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0]
+        raise StructureError(f"`{name}` must be finite, got {array[tuple(where)]} at index {where.tolist()}")
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms, their boundary, their total charge and the applied static field.
+
+    Args:
+        numbers: atomic numbers, shape (n,).
+        positions: Angstrom, shape (n, 3).
+        cell: lattice vectors as rows, Angstrom, shape (3, 3); None for open boundaries.
+        pbc: periodic along each lattice vector: all True, or all False (open).
+        charge: total charge Q, e.
+        field: static field F, V/Angstrom, shape (3,); the energy holds -F.mu.
+
+    Raises:
+        StructureError: naming the argument, the rule and the value.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: Floats
+    cell: Floats
+    pbc: tuple[bool, bool, bool]
+    charge: float
+    field: Floats
+
+    def __init__(
+        self,
+        numbers: ArrayLike,
+        positions: ArrayLike,
+        cell: ArrayLike | None = None,
+        pbc: bool | Sequence[bool] = False,
+        charge: float = 0.0,
+        field: ArrayLike = (0.0, 0.0, 0.0),
+    ) -> None:
+        try:
+            z = np.array(numbers)
+        except ValueError as error:
+            raise StructureError(f"`numbers` must be a list of integers: {error}") from None
+        if z.ndim != 1 or len(z) == 0 or not np.issubdtype(z.dtype, np.integer):
+            raise StructureError(f"`numbers` must be a non-empty list of integers, got shape {z.shape}, {z.dtype}")
+        z = z.astype(np.int64)
+        z.setflags(write=False)
+        axes = tuple(pbc) if isinstance(pbc, Sequence | np.ndarray) else (pbc,) * 3
+        if len(axes) != 3:
+            raise StructureError(f"`pbc` must be one or three booleans, got {pbc!r}")
+        periodic = tuple(bool(axis) for axis in axes)
+        if any(periodic) and not all(periodic):
+            raise StructureError(
+                f"`pbc` must be all True or all False, got {periodic}: "
+                "slabs and wires are not available in this version"
+            )
+        lattice = _floats("cell", np.zeros((3, 3)) if cell is None else cell, (3, 3))
+        if all(periodic) and abs(np.linalg.det(lattice)) < 1e-6:
+            raise StructureError(f"`cell` must have a volume for pbc=True, got {lattice.tolist()}")
+        set_field = object.__setattr__  # the one place where the frozen fields are set
+        set_field(self, "numbers", z)
+        set_field(self, "positions", _floats("positions", positions, (len(z), 3)))
+        set_field(self, "cell", lattice)
+        set_field(self, "pbc", periodic)
+        set_field(self, "charge", float(_floats("charge", charge, ())))
+        set_field(self, "field", _floats("field", field, (3,)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def periodic(self) -> bool:
+        """True for a cell that repeats along all three lattice vectors, False for open boundaries."""
+        return all(self.pbc)
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell, Angstrom^3."""
+        return float(abs(np.linalg.det(self.cell)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `Potential.compute` returns; fields that were not asked for are None.
+
+    Attributes:
+        energy: E, eV, field term included.
+        charges: q, e, shape (n,).
+        energies: energy per atom, eV, shape (n,); they add up to `energy`.
+        forces: -dE/dR, eV/Angstrom, shape (n, 3).
+        virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included.
+        dipole: sum_i q_i R_i about the coordinate origin, e Angstrom, shape (3,); only for open boundaries.
+    """
+
+    energy: float
+    charges: Floats
+    energies: Floats | None = None
+    forces: Floats | None = None
+    virial: Floats | None = None
+    dipole: Floats | None = None

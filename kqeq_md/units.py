@@ -1,0 +1,16 @@
+"""Physical constants and the factors that convert at the edges (CODATA 2018).
+
+Inside the package: energy eV, length Angstrom, charge e, field V/Angstrom.
+"""
+
+COULOMB_CONSTANT = 14.399645478425668
+"""e^2 / (4 pi epsilon_0) in eV Angstrom / e^2."""
+
+HARTREE = 27.211386245988
+"""eV per hartree."""
+
+BOHR = 0.529177210903
+"""Angstrom per bohr."""
+
+EV_PER_A3_IN_BAR = 1.602176634e6
+"""bar per eV/Angstrom^3 (the pressure unit of LAMMPS `units metal`)."""

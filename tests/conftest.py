@@ -1,0 +1,224 @@
+"""Shared systems and models; every random number comes from a seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from math import factorial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.integrate import quad_vec
+from scipy.linalg import sqrtm
+from scipy.special import lpmv, spherical_in
+
+from kqeq_md.descriptor import power_spectrum
+from kqeq_md.descriptor.power_spectrum import Descriptor
+from kqeq_md.descriptor.radial import SoapParameters, radial_table
+from kqeq_md.kernel import normalise
+from kqeq_md.model import Model, save_model
+from kqeq_md.neighbours import find_pairs
+from kqeq_md.structure import Structure
+
+
+def random_model(seed: int = 0, zeta: int = 2) -> Model:
+    """A small Na/Cl model with random weights: physics must hold for any weights."""
+    rng = np.random.default_rng(seed)
+    soap = SoapParameters(cutoff=4.5, cutoff_width=1.0, n_max=3, l_max=2, sigma=0.5, radial_scale=3.0)
+    points = np.abs(rng.normal(size=(2, 8, Descriptor.size_for(soap, 2))))
+    points = (points / np.linalg.norm(points, axis=2, keepdims=True)).astype(np.float32).astype(np.float64)
+    return Model(
+        species=("Na", "Cl"),
+        soap=soap,
+        zeta=zeta,
+        sparse_points=tuple(points),
+        weights=tuple(rng.normal(size=(2, 8, 2))),
+        hardness=np.array([6.0, 8.0]),
+        gaussian_width=np.array([1.1, 0.8]),
+        electronegativity_offset=np.array([3.0, 8.0]),
+        atom_energy=np.array([-1.0, -2.0]),
+        repulsion_radius=np.array([1.2, 0.9]),
+    )
+
+
+def rock_salt(
+    cells: int = 1, rattle: float = 0.15, seed: int = 1, strain: np.ndarray | None = None, **kwargs: object
+) -> Structure:
+    """Rattled NaCl, 8 atoms per cubic cell of 5.7 Angstrom, optionally strained to a triclinic box."""
+    rng = np.random.default_rng(seed)
+    base = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    sites = np.concatenate([base, base + [0.5, 0, 0]])
+    grid = np.stack(np.meshgrid(*[np.arange(cells)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    positions = 5.7 * (grid + sites).reshape(-1, 3)
+    numbers = np.tile([11] * 4 + [17] * 4, cells**3)
+    deform = np.eye(3) if strain is None else np.eye(3) + strain
+    positions = positions @ deform + rattle * rng.normal(size=positions.shape)
+    return Structure(numbers, positions, cell=5.7 * cells * deform, pbc=True, **kwargs)  # type: ignore[arg-type]
+
+
+def cluster(n_pairs: int = 4, seed: int = 2, **kwargs: object) -> Structure:
+    """An open rattled NaCl fragment of 2 n_pairs atoms."""
+    solid = rock_salt(1 if n_pairs <= 4 else 2, rattle=0.2, seed=seed)
+    na, cl = (np.flatnonzero(solid.numbers == z)[:n_pairs] for z in (11, 17))
+    rows = np.concatenate([na, cl])
+    return Structure(solid.numbers[rows], solid.positions[rows] - 3.0, **kwargs)  # type: ignore[arg-type]
+
+
+def strong_model(zeta: int = 2) -> Model:
+    """`random_model` with every term made large: sparse points of real surroundings, weights of some eV, repulsion.
+
+    With random sparse points the kernels barely vary over the atoms of a structure, and an error in their
+    gradients would hide behind the Coulomb forces.
+    """
+    weak, rng = random_model(zeta=zeta), np.random.default_rng(11)
+    descriptor = Descriptor(weak.soap, 2)
+    points: list[list[np.ndarray]] = [[], []]
+    for structure in (rock_salt(rattle=0.5, seed=21), rock_salt(rattle=0.8, seed=22), cluster(seed=23)):
+        species = (structure.numbers == 17).astype(np.int64)
+        unit, _ = normalise(descriptor.power_spectrum(find_pairs(structure, weak.soap.cutoff), species)[0])
+        for element in (0, 1):
+            points[element].append(unit[species == element])
+    rounded = tuple(np.concatenate(p).astype(np.float32).astype(np.float64) for p in points)
+    return replace(
+        weak,
+        sparse_points=rounded,
+        weights=tuple(2.0 * rng.normal(size=(len(p), 2)) for p in rounded),
+        repulsion_radius=np.array([1.7, 1.5]),
+    )
+
+
+def strained(structure: Structure, deform: np.ndarray) -> Structure:
+    """Positions and cell multiplied by the matrix `deform` from the right; charge and field stay."""
+    return moved(structure, structure.positions @ deform, structure.cell @ deform)
+
+
+def moved(structure: Structure, positions: np.ndarray, cell: np.ndarray | None = None) -> Structure:
+    """The same atoms, charge and field at other positions (and in another cell)."""
+    return Structure(
+        structure.numbers,
+        positions,
+        cell=structure.cell if cell is None else cell,
+        pbc=structure.pbc,
+        charge=structure.charge,
+        field=structure.field,
+    )
+
+
+def five_point(function: Callable[[np.ndarray], float], x: np.ndarray, step: float) -> np.ndarray:
+    """Gradient of a scalar function by five-point differences; error step^4 f^(5) / 30 + about 1e-16 |f| / step."""
+    x = np.array(x, dtype=float)
+    out = np.empty(x.shape)
+    for index in np.ndindex(x.shape):
+        line = []
+        for k in (-2, -1, 1, 2):
+            y = x.copy()
+            y[index] += k * step
+            line.append(function(y))
+        out[index] = (line[0] - 8 * line[1] + 8 * line[2] - line[3]) / (12 * step)
+    return out
+
+
+def real_harmonics(l_max: int, r: np.ndarray) -> np.ndarray:
+    """r^l times orthonormal real spherical harmonics of one vector, by SciPy's Legendre functions; index l^2 + l + m."""
+    x, y, z = r
+    distance, phi = np.linalg.norm(r), np.arctan2(y, x)
+    out = []
+    for degree, m in ((degree, m) for degree in range(l_max + 1) for m in range(-degree, degree + 1)):
+        norm = np.sqrt((2 * degree + 1) / (4 * np.pi) * factorial(degree - abs(m)) / factorial(degree + abs(m)))
+        angle = np.sqrt(2) * (np.cos(m * phi) if m > 0 else np.sin(-m * phi)) if m else 1.0
+        out.append(distance**degree * norm * lpmv(abs(m), degree, z / distance) * angle)
+    return np.array(out)
+
+
+def radial_reference(parameters: SoapParameters, r: float) -> np.ndarray:
+    """R_nl(r) / r^l by adaptive quadrature over the range of the basis; shape (l_max + 1, n_max)."""
+    p, q_max = parameters, parameters.cutoff + 5.0 * parameters.sigma
+    n, degree = np.arange(p.n_max), np.arange(p.l_max + 1)[:, None]
+    width = p.cutoff * np.maximum(np.sqrt(n), 1.0) / p.n_max
+    bound = max(r, 1e-5 * p.sigma)  # the limit r -> 0: the next order is 1e-10
+
+    def primitive(q: float) -> np.ndarray:
+        return q**n * np.exp(-0.5 * (q / width) ** 2)
+
+    def integrand(q: float) -> np.ndarray:
+        smeared = np.exp(-(q**2 + bound**2) / (2 * p.sigma**2)) * spherical_in(degree, q * bound / p.sigma**2)
+        return 4 * np.pi * q**2 * primitive(q) * smeared / bound**degree
+
+    norm = np.sqrt(quad_vec(lambda q: q**2 * primitive(q) ** 2, 0, q_max, epsrel=1e-13)[0])
+    overlap = quad_vec(lambda q: q**2 * np.outer(primitive(q) / norm, primitive(q) / norm), 0, q_max, epsrel=1e-13)[0]
+    projected = quad_vec(integrand, 0, q_max, epsrel=1e-13, epsabs=1e-14, points=[bound])[0] / norm
+    return projected @ sqrtm(np.linalg.inv(overlap)).real
+
+
+def random_rotation(seed: int) -> np.ndarray:
+    """A random proper rotation matrix."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+def shifts(cell: np.ndarray, reach: float) -> Iterator[np.ndarray]:
+    """All lattice vectors up to the integer bounds that cover the distance `reach` (and one more each way)."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    bounds = (np.ceil(reach / heights) + 1).astype(int)
+    for integers in product(*(range(-b, b + 1) for b in bounds)):
+        yield np.array(integers) @ cell
+
+
+class Helpers:
+    """What test files share; they cannot import each other."""
+
+    random_model = staticmethod(random_model)
+    strong_model = staticmethod(strong_model)
+    rock_salt = staticmethod(rock_salt)
+    cluster = staticmethod(cluster)
+    strained = staticmethod(strained)
+    moved = staticmethod(moved)
+    five_point = staticmethod(five_point)
+    real_harmonics = staticmethod(real_harmonics)
+    radial_reference = staticmethod(radial_reference)
+    random_rotation = staticmethod(random_rotation)
+    shifts = staticmethod(shifts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_made_once() -> Iterator[None]:
+    """Each distinct radial table is computed once per run: it takes a second, and many tests build potentials."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(power_spectrum, "radial_table", cache(radial_table))
+        yield
+
+
+@pytest.fixture(scope="session")
+def helpers() -> type[Helpers]:
+    return Helpers
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def strong() -> Model:
+    return strong_model()
+
+
+@pytest.fixture(scope="session")
+def nacl_model(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
+    """Path of a small Na/Cl model file."""
+    path = tmp_path_factory.mktemp("model") / "nacl.kqeq"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Folder of reference data made elsewhere, which never enters the repository."""
+    folder = os.environ.get("KQEQ_TEST_DATA")
+    if not folder:
+        pytest.skip("KQEQ_TEST_DATA is not set: it names the folder with reference data made elsewhere")
+    return Path(folder)

@@ -1,0 +1,263 @@
+"""Model files: the same bytes, the same numbers, and one line for every way of being broken."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kqeq_md.errors import KqeqError, ModelError
+from kqeq_md.model import Model, load_model, save_model
+from kqeq_md.potential import Potential
+
+
+def refused(path: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def entries(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write(path: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+# --- what is written
+
+
+def test_same_bytes(model: Model, tmp_path: Path) -> None:
+    for name in ("a.kqeq", "b.kqeq"):
+        save_model(model, tmp_path / name)
+    assert (tmp_path / "a.kqeq").read_bytes() == (tmp_path / "b.kqeq").read_bytes()
+    save_model(load_model(tmp_path / "a.kqeq"), tmp_path / "c.kqeq")
+    assert (tmp_path / "a.kqeq").read_bytes() == (tmp_path / "c.kqeq").read_bytes()
+
+
+def test_time_stamps_are_fixed(nacl_model: Path) -> None:
+    with zipfile.ZipFile(nacl_model) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_round_trip(model: Model, nacl_model: Path, helpers: Any) -> None:
+    structure = helpers.cluster(charge=1.0, field=(0.0, 0.02, -0.01))
+    first, second = Potential(model).compute(structure), Potential(nacl_model).compute(structure)
+    assert first.energy == second.energy
+    for name in ("charges", "energies", "forces", "virial", "dipole"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_metadata_survives(model: Model, tmp_path: Path) -> None:
+    labelled = replace(model, training={"seed": 3, "errors": {"forces": 0.07}}, reference={"energy": -1.5})
+    save_model(labelled, tmp_path / "m.kqeq")
+    again = load_model(str(tmp_path / "m.kqeq"))
+    assert (again.training, again.reference) == (labelled.training, labelled.reference)
+    assert (again.species, again.zeta, again.soap) == (model.species, model.zeta, model.soap)
+
+
+# --- files that are no models
+
+
+def test_absent(tmp_path: Path) -> None:
+    refused(tmp_path / "no.kqeq", "does not exist")
+
+
+def test_directory(tmp_path: Path) -> None:
+    refused(tmp_path, "cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a zip archive\n" * 100], ids=["empty", "two bytes", "text"])
+def test_not_an_archive(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.kqeq"
+    path.write_bytes(content)
+    refused(path, "not a .kqeq model")
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.6, 0.9, 0.99, 0.9999])
+def test_truncated(nacl_model: Path, fraction: float, tmp_path: Path) -> None:
+    content, path = nacl_model.read_bytes(), tmp_path / "m.kqeq"
+    path.write_bytes(content[: int(fraction * len(content))])
+    refused(path, "not a .kqeq model, or is truncated")
+
+
+def test_flipped_bytes(nacl_model: Path, tmp_path: Path) -> None:
+    """Anywhere: the file is refused in one line, or (time stamps, attributes) loads as the same model."""
+    content, path = nacl_model.read_bytes(), tmp_path / "m.kqeq"
+    wanted = entries(nacl_model)
+    headers = [at + k for at in range(len(content)) for k in range(50) if content[at : at + 2] == b"PK"]
+    random = np.random.default_rng(0).integers(len(content), size=200)
+    refusals = 0
+    for position in {*headers, *random.tolist()} & set(range(len(content))):
+        for flip in (0x01, 0xFF):
+            damaged = bytearray(content)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            try:
+                load_model(path)
+            except ModelError as error:
+                refusals += 1
+                assert "\n" not in str(error)
+            else:
+                assert {name: entries(path)[name] for name in wanted} == wanted
+    assert refusals > 200
+
+
+def test_foreign_archive(tmp_path: Path) -> None:
+    refused(write(tmp_path / "m.kqeq", {"word/document.xml": b"<w/>"}), "it has no header.json")
+
+
+# --- headers that cannot be used
+
+HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "other format": ({"format": "mace"}, "is not a .kqeq model: its header does not say so"),
+    "newer version": ({"version": 2}, "has format version 2, this kqeq_md reads up to 1: update it"),
+    "version zero": ({"version": 0}, "version 0"),
+    "version word": ({"version": "new"}, "version 'new'"),
+    "other units": ({"units": {"energy": "hartree"}}, "must hold the units"),
+    "same element twice": ({"species": ["Na", "Na"]}, "`species` must be distinct"),
+    "third element without arrays": ({"species": ["Na", "Cl", "K"]}, "damaged"),
+    "zeta": ({"zeta": 0}, "`zeta` must be at least 1, got 0"),
+    "NaN hardness": ({"hardness": [float("nan"), 8.0]}, "`hardness` must be 2 finite numbers"),
+    "one hardness": ({"hardness": [8.0]}, "`hardness` must be 2 finite numbers"),
+    "words as hardness": ({"hardness": ["hard", "soft"]}, "damaged"),
+    "width": ({"gaussian_width": [1.0, -0.3]}, "`gaussian_width` must be positive, got -0.3 for Cl"),
+    "zero width": ({"gaussian_width": [0.0, 1.0]}, "`gaussian_width` must be positive, got 0.0 for Na"),
+    "repulsion": ({"repulsion_radius": [-1.0, 1.0]}, "`repulsion_radius` must be not negative, got -1.0 for Na"),
+    "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must be positive and finite, got -1.0"),
+    "soap name": ({"soap": {"cutof": 5.0}}, "damaged"),
+    "more functions than the arrays": (
+        {"soap": {"n_max": 5, "l_max": 2}},
+        "`sparse_points` of Na must be finite, shape",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "match"), HEADERS.values(), ids=HEADERS.keys())
+def test_header(nacl_model: Path, change: dict[str, Any], match: str, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    header = json.loads(content["header.json"]) | change
+    refused(write(tmp_path / "m.kqeq", content | {"header.json": json.dumps(header).encode()}), match)
+
+
+@pytest.mark.parametrize("name", ["species", "zeta", "soap", "hardness", "training", "units"])
+def test_missing_entry(nacl_model: Path, name: str, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    header = json.loads(content["header.json"])
+    del header[name]
+    refused(write(tmp_path / "m.kqeq", content | {"header.json": json.dumps(header).encode()}), name)
+
+
+@pytest.mark.parametrize(
+    "header", [b"{", b"\xff\xfe", b"[1, 2]", b"null", b"[" * 100_000], ids=lambda header: str(header[:6])
+)
+def test_header_is_not_an_object(nacl_model: Path, header: bytes, tmp_path: Path) -> None:
+    refused(write(tmp_path / "m.kqeq", entries(nacl_model) | {"header.json": header}), "damaged|not a .kqeq model")
+
+
+@pytest.mark.parametrize(
+    ("species", "match"),
+    [(("Na", "Xx"), "must be element symbols, got 'Xx'"), (("Na", "Na"), "must be distinct"), ((), "must be distinct")],
+)
+def test_species(model: Model, species: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ModelError, match=f"`species` {match}"):
+        replace(model, species=species)
+
+
+# --- arrays that cannot be used
+
+
+class Opens:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (open, (str(self.path), "w"))
+
+
+def test_pickles_are_never_read(nacl_model: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    for data in (npy(np.array([Opens(trap)], dtype=object)), pickle.dumps(Opens(trap))):
+        refused(write(tmp_path / "m.kqeq", entries(nacl_model) | {"weights_Na.npy": data}), "damaged")
+    assert not trap.exists()
+
+
+ARRAYS: dict[str, tuple[str, Any, str]] = {
+    "NaN weights": ("weights_Cl", np.full((8, 2), np.nan), "`weights` of Cl must be finite"),
+    "infinite points": ("sparse_points_Na", "infinite", "`sparse_points` of Na must be finite"),
+    "one column": ("weights_Na", np.zeros((8, 1)), r"`weights` of Na must be finite, shape \(m, 2\), got \(8, 1\)"),
+    "fewer weights": ("weights_Na", np.zeros((7, 2)), r"got \(7, 2\)"),
+    "flat": ("weights_Na", np.zeros(16), r"got \(16,\)"),
+    "scalar points": ("sparse_points_Na", np.float64(1.0), "m.kqeq"),
+    "words": ("weights_Na", np.array([["a", "b"]] * 8), "damaged"),
+    "complex": ("weights_Na", np.zeros((8, 2), dtype=complex), "m.kqeq"),
+}
+
+
+@pytest.mark.parametrize(("name", "array", "match"), ARRAYS.values(), ids=ARRAYS.keys())
+def test_arrays(nacl_model: Path, name: str, array: Any, match: str, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    if isinstance(array, str):
+        array = np.full(np.load(io.BytesIO(content[f"{name}.npy"])).shape, np.inf)
+    refused(write(tmp_path / "m.kqeq", content | {f"{name}.npy": npy(array)}), match)
+
+
+def test_array_that_claims_to_be_huge(nacl_model: Path, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    huge = content["weights_Na.npy"].replace(b"(8, 2), }" + 13 * b" ", b"(88888888888888, 2), }", 1)
+    assert huge != content["weights_Na.npy"]
+    refused(write(tmp_path / "m.kqeq", content | {"weights_Na.npy": huge}), "m.kqeq")
+
+
+def test_truncated_array(nacl_model: Path, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    refused(write(tmp_path / "m.kqeq", content | {"weights_Na.npy": content["weights_Na.npy"][:-9]}), "m.kqeq")
+
+
+def test_missing_array(nacl_model: Path, tmp_path: Path) -> None:
+    content = entries(nacl_model)
+    del content["weights_Cl.npy"]
+    refused(write(tmp_path / "m.kqeq", content), "weights_Cl")
+
+
+# --- Potential
+
+KNOBS: list[tuple[dict[str, Any], str]] = [
+    ({"accuracy": 0.0}, "`accuracy` must lie between 0 and 1, got 0.0"),
+    ({"accuracy": float("nan")}, "`accuracy` must lie between 0 and 1, got nan"),
+    ({"tolerance": 1.0}, "`tolerance` must lie between 0 and 1, got 1.0"),
+    ({"tolerance": -1e-8}, "`tolerance` must lie between 0 and 1, got -1e-08"),
+]
+
+
+@pytest.mark.parametrize(("knob", "match"), KNOBS, ids=str)
+def test_knobs(model: Model, knob: dict[str, Any], match: str) -> None:
+    with pytest.raises(KqeqError, match=match):
+        Potential(model, **knob)
+
+
+def test_cutoff_covers_the_repulsion(model: Model) -> None:
+    assert model.cutoff == model.soap.cutoff == 4.5
+    assert replace(model, repulsion_radius=np.array([2.6, 1.0])).cutoff == 5.2

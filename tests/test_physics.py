@@ -1,0 +1,392 @@
+"""Invariances and derivatives of the whole potential: they hold for any model, so for one with random weights."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from math import erf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kqeq_md.errors import FieldError, KqeqError, StructureError
+from kqeq_md.model import Model
+from kqeq_md.neighbours import find_pairs
+from kqeq_md.potential import Potential
+from kqeq_md.structure import Result, Structure
+from kqeq_md.units import COULOMB_CONSTANT
+
+FIELD = (0.03, -0.05, 0.08)
+TRICLINIC = np.array([[0.0, 0.12, 0.05], [0.0, 0.02, -0.1], [0.0, 0.0, 0.06]])
+ORTHORHOMBIC = np.diag([0.05, -0.04, 0.1])
+
+SYSTEMS = {
+    "open": ("open", 0.0, None),
+    "open, charged": ("open", 1.0, None),
+    "open, field": ("open", 0.0, FIELD),
+    "open, charged, field": ("open", 1.0, FIELD),
+    "orthorhombic": ("orthorhombic", 0.0, None),
+    "orthorhombic, charged": ("orthorhombic", 1.0, None),
+    "triclinic": ("triclinic", 0.0, None),
+    "triclinic, charged": ("triclinic", 1.0, None),
+}
+
+
+@pytest.fixture(scope="module")
+def potential(strong: Model) -> Potential:
+    return Potential(strong, accuracy=1e-9, tolerance=1e-12)
+
+
+@pytest.fixture(scope="module")
+def exact(strong: Model) -> Potential:
+    """For finite differences: energies whose truncation error a division by the step leaves small."""
+    return Potential(strong, accuracy=1e-13, tolerance=1e-12)
+
+
+@pytest.fixture(params=SYSTEMS.values(), ids=SYSTEMS.keys())
+def structure(request: pytest.FixtureRequest, helpers: Any) -> Structure:
+    """Eight rattled atoms: every boundary, with and without charge, and with a field where one is allowed."""
+    boundary, charge, field = request.param
+    if boundary == "open":
+        return helpers.cluster(charge=charge, **({} if field is None else {"field": field}))
+    strain = ORTHORHOMBIC if boundary == "orthorhombic" else TRICLINIC
+    return helpers.rock_salt(rattle=0.3, strain=strain, charge=charge)
+
+
+@pytest.fixture
+def result(potential: Potential, structure: Structure) -> Result:
+    return potential.compute(structure)
+
+
+def same(got: Result, wanted: Result, relative: float, names: tuple[str, ...]) -> None:
+    assert got.energy == pytest.approx(wanted.energy, rel=relative)
+    for name in names:
+        expected = getattr(wanted, name)
+        np.testing.assert_allclose(
+            getattr(got, name), expected, atol=relative * np.abs(expected).max(), rtol=0, err_msg=name
+        )
+
+
+# --- derivatives. Steps of 5e-3 A leave 6e-10 f^(5) / 30, the descriptor's interpolation 1e-10 / 5e-3, the Ewald sum its
+# accuracy of 1e-9 eV/A: some 1e-8 of the largest component
+
+
+def test_forces(exact: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+    def energy(r: np.ndarray) -> float:
+        return exact.compute(helpers.moved(structure, r), want=()).energy
+
+    wanted = -helpers.five_point(energy, structure.positions, 5e-3)
+    assert np.abs(wanted).max() > 0.5  # eV/A: large enough for a relative error to mean something
+    np.testing.assert_allclose(result.forces, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
+
+
+def test_virial(exact: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+    def energy(strain: np.ndarray) -> float:
+        symmetric = np.eye(3) + 0.5 * (strain + strain.T)
+        return exact.compute(helpers.strained(structure, symmetric), want=()).energy
+
+    wanted = -helpers.five_point(energy, np.zeros((3, 3)), 1e-3)
+    np.testing.assert_allclose(result.virial, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("muted", ["electronegativity", "short-range energy", "repulsion"])
+def test_every_term_matters(strong: Model, potential: Potential, muted: str, helpers: Any) -> None:
+    """The finite differences above would not see a term that contributes nothing."""
+    columns = np.array([muted != "electronegativity", muted != "short-range energy"])
+    radius = strong.repulsion_radius * (muted != "repulsion")
+    model = replace(strong, weights=tuple(w * columns for w in strong.weights), repulsion_radius=radius)
+    still = helpers.rock_salt(rattle=0.3)
+    assert np.abs(Potential(model).compute(still).forces - potential.compute(still).forces).max() > 0.05  # eV/A
+
+
+# --- symmetries, to rounding: sums of some thousand terms, and Ewald's sums of terms of 50 eV
+
+
+def test_rotation(potential: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+    rotation = helpers.random_rotation(3)
+    turned = potential.compute(
+        Structure(
+            structure.numbers,
+            structure.positions @ rotation,
+            cell=structure.cell @ rotation,
+            pbc=structure.pbc,
+            charge=structure.charge,
+            field=structure.field @ rotation,
+        )
+    )
+    wanted = Result(
+        result.energy,
+        result.charges,
+        result.energies,
+        result.forces @ rotation,
+        rotation.T @ result.virial @ rotation,
+        None if result.dipole is None else result.dipole @ rotation,
+    )
+    names = ("charges", "energies", "forces", "virial") + (("dipole",) if result.dipole is not None else ())
+    same(turned, wanted, 1e-9, names)
+
+
+def test_translation(potential: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+    """A charged system in a field gains -Q F.t; nothing else changes."""
+    t = np.array([3.3, -7.1, 12.4])
+    shifted = potential.compute(helpers.moved(structure, structure.positions + t))
+    gain = -structure.charge * (structure.field @ t)
+    assert shifted.energy == pytest.approx(result.energy + gain, abs=1e-9)
+    np.testing.assert_allclose(shifted.charges, result.charges, atol=1e-11)
+    np.testing.assert_allclose(shifted.forces, result.forces, atol=1e-9)
+    if result.dipole is not None:
+        np.testing.assert_allclose(shifted.dipole, result.dipole + structure.charge * t, atol=1e-10)
+
+
+def test_permutation(potential: Potential, structure: Structure, result: Result) -> None:
+    order = np.random.default_rng(5).permutation(len(structure))
+    mixed = potential.compute(
+        Structure(
+            structure.numbers[order],
+            structure.positions[order],
+            cell=structure.cell,
+            pbc=structure.pbc,
+            charge=structure.charge,
+            field=structure.field,
+        )
+    )
+    wanted = Result(
+        result.energy, result.charges[order], result.energies[order], result.forces[order], result.virial, result.dipole
+    )
+    same(mixed, wanted, 1e-10, ("charges", "energies", "forces", "virial"))
+
+
+def test_sums(structure: Structure, result: Result) -> None:
+    """sum q = Q, sum F = Q times the field, the atoms' energies add up; all to rounding of eight numbers."""
+    assert result.charges.sum() == pytest.approx(structure.charge, abs=1e-12)
+    np.testing.assert_allclose(result.forces.sum(axis=0), structure.charge * structure.field, atol=1e-9)
+    assert result.energies.sum() == pytest.approx(result.energy, rel=1e-13)
+    np.testing.assert_array_equal(result.virial, result.virial.T)
+    if structure.periodic:
+        assert result.dipole is None
+    else:
+        np.testing.assert_allclose(result.dipole, result.charges @ structure.positions, rtol=1e-12)
+
+
+def test_charges_are_the_derivative_in_the_field(potential: Potential, helpers: Any) -> None:
+    """dE/dF = -mu at equilibrium: stationarity, from outside."""
+    still = helpers.cluster(charge=1.0, field=FIELD)
+
+    def energy(field: np.ndarray) -> float:
+        return potential.compute(Structure(still.numbers, still.positions, charge=1.0, field=field), want=()).energy
+
+    mu = potential.compute(still).dipole
+    np.testing.assert_allclose(mu, -helpers.five_point(energy, still.field, 1e-2), rtol=1e-9)  # quadratic: rounding
+
+
+# --- periodic cells
+
+
+@pytest.mark.parametrize("repeats", [(2, 1, 1), (2, 2, 2)])
+def test_supercell(potential: Potential, repeats: tuple[int, int, int], helpers: Any) -> None:
+    cell = helpers.rock_salt(rattle=0.3, strain=TRICLINIC)
+    offsets = np.array(list(np.ndindex(*repeats))) @ cell.cell
+    many = len(offsets)
+    large = Structure(
+        np.tile(cell.numbers, many),
+        np.concatenate([cell.positions + offset for offset in offsets]),
+        cell=np.diag(repeats) @ cell.cell,
+        pbc=True,
+    )
+    one = potential.compute(cell)
+    wanted = Result(
+        many * one.energy,
+        np.tile(one.charges, many),
+        np.tile(one.energies, many),
+        np.tile(one.forces, (many, 1)),
+        many * one.virial,
+    )
+    # two Ewald sums of different splitting, each good to 1e-9 eV/A
+    same(potential.compute(large), wanted, 1e-8, ("charges", "energies", "forces", "virial"))
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+def test_wrapping_does_not_matter(potential: Potential, charge: float, helpers: Any) -> None:
+    """Each atom as any of its images, some a hundred cells away: coordinates of 600 A round to 1e-13."""
+    cell = helpers.rock_salt(rattle=0.3, strain=TRICLINIC, charge=charge)
+    integers = np.random.default_rng(6).integers(-2, 3, size=(8, 3))
+    integers[0] = (100, -50, 30)
+    scattered = potential.compute(helpers.moved(cell, cell.positions + integers @ cell.cell))
+    same(scattered, potential.compute(cell), 1e-10, ("charges", "energies", "forces", "virial"))
+
+
+SMALL = {
+    "one atom": ([11], [[0.1, 0.2, 0.3]], np.array([[3.1, 0, 0], [0.4, 3.3, 0], [-0.3, 0.5, 2.9]])),
+    "two atoms": ([11, 17], [[0, 0, 0], [1.5, 1.6, 1.3]], np.array([[3.3, 0, 0], [0.4, 3.4, 0], [0, 0.6, 3.2]])),
+    "primitive rock salt": ([11, 17], [[0, 0, 0], [2.8, 0.1, 0]], 2.85 * (np.ones((3, 3)) - np.eye(3))),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_cells_smaller_than_the_cutoff(potential: Potential, name: str, helpers: Any) -> None:
+    numbers, positions, cell = SMALL[name]
+    small = Structure(numbers, positions, cell=cell, pbc=True)
+    assert np.linalg.norm(cell, axis=1).max() < potential.model.cutoff
+    large = Structure(
+        np.tile(numbers, 27),
+        np.concatenate([small.positions + np.array(n) @ cell for n in np.ndindex(3, 3, 3)]),
+        cell=3 * cell,
+        pbc=True,
+    )
+    one = potential.compute(small)
+    wanted = Result(27 * one.energy, np.tile(one.charges, 27), virial=27 * one.virial)
+    same(potential.compute(large), wanted, 1e-8, ("virial",))  # as test_supercell
+    np.testing.assert_allclose(np.tile(one.charges, 27), potential.compute(large).charges, atol=1e-9)
+    # absolute: forces vanish by symmetry for one atom
+    np.testing.assert_allclose(one.forces, potential.compute(large).forces[: len(numbers)], atol=1e-8)
+
+
+def test_charged_cell_is_warned_of_once(strong: Model, caplog: pytest.LogCaptureFixture, helpers: Any) -> None:
+    potential = Potential(strong)
+    with caplog.at_level(logging.WARNING, logger="kqeq_md"):
+        potential.compute(helpers.rock_salt())
+        potential.compute(helpers.cluster(charge=1.0))
+        assert not caplog.records
+        for _ in range(2):
+            potential.compute(helpers.rock_salt(charge=1.0))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "total charge 1 e" in caplog.text
+    assert "background" in caplog.text
+
+
+def test_field_in_a_periodic_cell_is_refused(potential: Potential, helpers: Any) -> None:
+    with pytest.raises(FieldError, match="`field` must be zero along periodic axes") as caught:
+        potential.compute(helpers.rock_salt(field=FIELD))
+    message = str(caught.value)
+    assert "\n" not in message
+    for way_out in ("open boundary", "charge conserved per fragment", "split charges"):
+        assert way_out in message
+
+
+# --- cutoffs
+
+
+@pytest.mark.parametrize("cutoff", ["descriptor", "repulsion"])
+def test_energy_and_forces_are_smooth_across_a_cutoff(potential: Potential, cutoff: str) -> None:
+    """Second differences of energy and force across the cutoff stay as small as beside it."""
+    edge = 4.5 if cutoff == "descriptor" else 3.2
+    gap = 1e-4
+
+    def at(r: float) -> tuple[float, float]:
+        got = potential.compute(Structure([11, 17, 11], [[0, 0, 0], [0, 0, r], [1.0, 3.0, 0.5]]))
+        return got.energy, float(got.forces[1, 2])
+
+    across, beside = (np.array([at(middle + k * gap) for k in (-1, 0, 1)]) for middle in (edge, edge + 10 * gap))
+    jump, usual = (np.abs(line[0] - 2 * line[1] + line[2]) for line in (across, beside))
+    # a kink in the energy would show as gap times a force of 1 eV/A, one in the force as gap times 10 eV/A^2
+    assert jump[0] < usual[0] + 1e-9
+    assert jump[1] < usual[1] + 1e-6
+
+
+def test_interaction_ends_at_the_cutoff(potential: Potential, model: Model) -> None:
+    """Beyond it only charges act: chi and E_short of each atom are those of a lone atom."""
+    far = potential.compute(Structure([11, 17], [[0, 0, 0], [0, 0, 4.5 + 1e-9]]))
+    near = potential.compute(Structure([11, 17], [[0, 0, 0], [0, 0, 4.5 - 1e-7]]))
+    assert far.energy == pytest.approx(near.energy, abs=1e-6)
+    assert far.forces is not None
+    # Coulomb alone: q1 q2 d(erf(g r)/r)/dr, with g from widths 1.1 and 0.8 A
+    g, r = 1 / np.sqrt(2 * (1.1**2 + 0.8**2)), 4.5
+    field = COULOMB_CONSTANT * (np.exp(-((g * r) ** 2)) * 2 * g / np.sqrt(np.pi) / r - erf(g * r) / r**2)
+    assert far.forces[1, 2] == pytest.approx(-far.charges[0] * far.charges[1] * field, rel=1e-8)  # r + 1e-9
+    assert model.cutoff == 4.5
+
+
+# --- few atoms, far atoms
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.0, -1.0])
+def test_one_atom(potential: Potential, charge: float) -> None:
+    got = potential.compute(Structure([17], [[1.0, 2.0, 3.0]], charge=charge, field=FIELD))
+    neutral = potential.compute(Structure([17], [[0.0, 0.0, 0.0]]))
+    ion = potential.compute(Structure([17], [[0.0, 0.0, 0.0]], charge=charge))
+    assert got.charges.tolist() == [charge]
+    np.testing.assert_allclose(got.forces, [charge * np.array(FIELD)], atol=1e-14)
+    # E = E_0 + chi Q + 1/2 J Q^2 - Q F.R: the even part in Q is J, eta 8 eV and width 0.8 A
+    anion = potential.compute(Structure([17], [[0.0, 0.0, 0.0]], charge=-charge))
+    hardness = 8.0 + COULOMB_CONSTANT / (np.sqrt(np.pi) * 0.8)
+    assert ion.energy + anion.energy - 2 * neutral.energy == pytest.approx(hardness * charge**2, abs=1e-12)
+    assert got.energy == pytest.approx(ion.energy - charge * np.dot(FIELD, [1, 2, 3]), abs=1e-12)
+
+
+def test_two_atoms_pull_along_their_axis(potential: Potential) -> None:
+    got = potential.compute(Structure([11, 17], [[0, 0, 0], [1.2, 1.2, 1.2]]))
+    assert got.charges[0] == pytest.approx(-got.charges[1], abs=1e-14)
+    np.testing.assert_allclose(got.forces[0], -got.forces[1], atol=1e-12)
+    np.testing.assert_allclose(got.forces[0], got.forces[0, 0], atol=1e-11)  # along (1, 1, 1), to rounding
+
+
+def test_fragments_a_thousand_angstrom_apart(potential: Potential, helpers: Any) -> None:
+    """Local parts are those of the fragments; the charges see each other as points."""
+    here = helpers.cluster(n_pairs=2)
+    both = Structure(np.tile(here.numbers, 2), np.concatenate([here.positions, here.positions + [0, 0, 1000.0]]))
+    alone, got = potential.compute(here), potential.compute(both)
+    # equal fragments interact as two point dipoles; next: quadrupoles of some e A^2 and the charge of 1e-5 e that their
+    # potentials drive through the vacuum
+    mu = alone.dipole
+    interaction = COULOMB_CONSTANT * (mu @ mu - 3 * mu[2] ** 2) / 1000.0**3
+    assert got.energy - 2 * alone.energy == pytest.approx(interaction, abs=2e-9)
+    np.testing.assert_allclose(got.charges, np.tile(alone.charges, 2), atol=1e-4)
+    np.testing.assert_allclose(got.forces, np.tile(alone.forces, (2, 1)), atol=1e-4)
+
+
+FAR_APART = """
+import resource, sys
+import numpy as np
+from kqeq_md.neighbours import find_pairs
+from kqeq_md.structure import Structure
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+positions = np.array([[0, 0, 0], [0, 0, 2.5], [1e3, 1e3, 1e3], [-1e3, 2e3, 1e3 + 2.5]])
+find_pairs(Structure([11] * 4, [[0, 0, z] for z in range(4)]), 4.5)
+before = peak()
+assert len(find_pairs(Structure([11] * 4, positions), 4.5).neighbour) == 2
+print(peak() - before)
+"""
+
+
+def test_empty_space_costs_no_memory() -> None:
+    """The search of neighbours must not fill 3000 A of vacuum with bins: 1e8 of them would be a gigabyte."""
+    run = subprocess.run([sys.executable, "-c", FAR_APART], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 100  # MB
+
+
+# --- what is refused, and what is asked for
+
+
+def test_unknown_element_is_named(potential: Potential) -> None:
+    with pytest.raises(StructureError, match=r"`numbers`: the model knows Na, Cl, got Z = 200 \(atom 1\)"):
+        potential.compute(Structure([11, 200], [[0, 0, 0], [0, 0, 3]]))
+
+
+def test_overlapping_atoms_are_refused(potential: Potential) -> None:
+    with pytest.raises(StructureError, match="atoms 0 and 1 overlap"):
+        potential.compute(Structure([11, 17], [[0, 0, 0], [0, 0, 0.1]]))
+
+
+def test_only_what_is_wanted(potential: Potential, helpers: Any) -> None:
+    got = potential.compute(helpers.cluster(), want=("forces",))
+    assert got.forces is not None
+    assert (got.energies, got.virial, got.dipole) == (None, None, None)
+    with pytest.raises(KqeqError, match="`want` must be of energies, .*, got 'stress'"):
+        potential.compute(helpers.cluster(), want=("stress",))
+
+
+def test_own_pairs_or_given_ones(potential: Potential, helpers: Any) -> None:
+    """Pairs beyond the cutoff (a neighbour list with a skin) change nothing."""
+    still = helpers.rock_salt(rattle=0.3)
+    skinned = potential.compute(still, pairs=find_pairs(still, potential.model.cutoff + 1.0))
+    same(skinned, potential.compute(still), 1e-13, ("charges", "energies", "forces", "virial"))  # the same terms
+
+
+def test_same_input_same_output(nacl_model: Path, helpers: Any) -> None:
+    first, second = (Potential(nacl_model).compute(helpers.rock_salt()) for _ in range(2))
+    np.testing.assert_array_equal(first.forces, second.forces)
+    assert first.energy == second.energy
