@@ -1,0 +1,160 @@
+"""The command `kqeq`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kqeq_md import __version__
+from kqeq_md.errors import KqeqError
+from kqeq_md.threads import one_blas_thread
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; 0 on success, 1 where `check` fails, 2 for an error in the input (one line on stderr)."""
+    one_blas_thread()  # the fit has threads of its own
+    logging.basicConfig(format="kqeq: %(levelname)s: %(message)s", level=logging.WARNING)
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KqeqError as error:
+        sys.stderr.write(f"kqeq: error: {error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("kqeq: interrupted\n")
+        return 130
+    except OSError as error:
+        sys.stderr.write(f"kqeq: error: {error}\n")
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kqeq", description="Machine-learned charge equilibration for MD.")
+    parser.add_argument("--version", action="version", version=f"kqeq_md {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model", description="Train a model from a TOML configuration.")
+    train.add_argument("config", metavar="CONFIG.toml")
+    train.add_argument("-o", "--output", metavar="MODEL.kqeq", required=True, type=Path)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "eval", help="errors on labelled data", description="RMSE and MAE of a model on extended XYZ files."
+    )
+    evaluate.add_argument("model", metavar="MODEL.kqeq")
+    evaluate.add_argument("data", metavar="DATA.xyz", nargs="+")
+    evaluate.add_argument("--json", action="store_true", help="machine-readable, in eV, eV/A, e, e A")
+    evaluate.set_defaults(run=_eval)
+
+    info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
+    info.add_argument("model", metavar="MODEL.kqeq")
+    info.add_argument("--json", action="store_true", help="the header as JSON")
+    info.set_defaults(run=_info)
+
+    check = commands.add_parser(
+        "check",
+        help="does a model give its reference numbers here?",
+        description="Evaluate the model's reference structure on this machine; exit status 1 if it deviates.",
+    )
+    check.add_argument("model", metavar="MODEL.kqeq")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser(
+        "demo",
+        help="a LAMMPS run and an i-PI run with the shipped model",
+        description="Run the shipped NaCl model in LAMMPS and i-PI (under two minutes on two cores) and plot it.",
+    )
+    demo.add_argument("-o", "--output", metavar="FOLDER", default="kqeq_demo", type=Path)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from kqeq_md.model import save_model
+    from kqeq_md.train.config import read_config
+    from kqeq_md.train.run import train
+
+    config = read_config(arguments.config)
+    if not arguments.output.resolve().parent.is_dir():
+        raise KqeqError(f"`--output` must lie in a folder that exists, got {arguments.output}")
+    trained = train(config, _progress)
+    save_model(trained.model, arguments.output)
+    print(trained.text)
+    print(f"\nwrote {arguments.output}")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from kqeq_md.model import load_model
+    from kqeq_md.train.config import Keys
+    from kqeq_md.train.data import read_frames
+    from kqeq_md.train.report import evaluate, format_table
+
+    model = load_model(arguments.model)
+    keys = Keys(**model.training.get("config", {}).get("data", {}).get("keys", {}))
+    table = evaluate(model, read_frames(arguments.data, keys), _progress)
+    print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from kqeq_md.model import load_model, model_header
+    from kqeq_md.train.report import QUANTITIES
+
+    model = load_model(arguments.model)
+    header = model_header(model)
+    if arguments.json:
+        print(json.dumps(header, indent=1))
+        return 0
+    print(f"{arguments.model}: kQEq model, format {header['version']}")
+    print(f"species           {', '.join(model.species)}")
+    print(f"cutoff            {model.cutoff:g} A")
+    for name, value in header["soap"].items():
+        print(f"  {name:<16}{value:g}")
+    print(f"zeta              {model.zeta}")
+    for symbol, points, hardness, width in zip(
+        model.species, model.sparse_points, model.hardness, model.gaussian_width, strict=True
+    ):
+        print(f"{symbol:<18}{len(points)} sparse points, hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
+    for name, table in model.training.get("errors", {}).items():
+        errors = ", ".join(f"{key} {entry['rmse']:.4g}" for key, entry in table.items() if key in QUANTITIES)
+        print(f"{name:<18}{table['n_frames']} frames, RMSE {errors}")
+    if model.training.get("level_determined") is False:
+        print("ionisation energies are undetermined (total charge followed from composition in all training frames)")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from kqeq_md.potential import Potential
+    from kqeq_md.reference import TOLERANCES, deviations
+
+    found = deviations(Potential(arguments.model))
+    good = all(found[name] <= TOLERANCES[name] for name in TOLERANCES)
+    if arguments.json:
+        print(json.dumps({"passed": good, "deviations": found, "tolerances": TOLERANCES}, indent=1))
+    else:
+        for name, value in found.items():
+            print(f"{name:<18}deviation {value:.1e}, tolerance {TOLERANCES[name]:.0e}")
+        print(f"{arguments.model}: {'as trained' if good else 'DEVIATES from its reference'}")
+    return 0 if good else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from kqeq_md.demo import run_demo
+
+    print(run_demo(arguments.output))
+    return 0
+
+
+def _progress(items: Any, title: str) -> Any:
+    """A progress bar on terminals (with the extra `train`), nothing in log files."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, desc=title, disable=None, leave=False)

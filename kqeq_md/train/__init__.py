@@ -1,0 +1,1 @@
+"""Training: from labelled structures to a `.kqeq` model."""

@@ -1,0 +1,209 @@
+"""The training configuration, a TOML file: every key, its meaning and its default."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from kqeq_md.descriptor.radial import SoapParameters
+from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
+from kqeq_md.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+PerElement = float | dict[str, float]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom)."""
+
+    energy: str = "REF_energy"
+    forces: str = "REF_forces"
+    charges: str = "REF_charges"
+    dipole: str = "REF_dipole"
+    total_charge: str = "total_charge"
+    field: str = "electric_field"
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: files relative to the configuration; `test` may be empty."""
+
+    train: list[str]
+    test: list[str] = field(default_factory=list)
+    keys: Keys = field(default_factory=Keys)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """[kernel]: exponent and number of sparse points per element (farthest-point sampling)."""
+
+    zeta: int = 2
+    sparse_points: int = 300
+
+
+@dataclass(frozen=True)
+class Charges:
+    """[charges]: one number for all elements, or a table per element.
+
+    Attributes:
+        hardness: eta, eV/e^2.
+        gaussian_width: s, Angstrom; by default 0.7 times the covalent radius.
+    """
+
+    hardness: PerElement = 10.0
+    gaussian_width: PerElement | None = None
+
+
+@dataclass(frozen=True)
+class ShortRange:
+    """[short_range]: repulsion acts below r_i + r_j, Angstrom; by default r = 0.7 times the covalent radius."""
+
+    repulsion_radius: PerElement | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """[fit]: what one standard deviation means for each label and each prior.
+
+    Attributes:
+        targets: labels that the electronegativity is first fitted to: "charges", "dipole", or both.
+        sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
+        prior_electronegativity: eV/e. prior_short_range: eV.
+        rounds: how often electronegativity and short range are refined together on all labels.
+    """
+
+    targets: list[str] = field(default_factory=lambda: ["charges"])
+    sigma_energy: float = 0.002
+    sigma_forces: float = 0.05
+    sigma_charges: float = 0.005
+    sigma_dipole: float = 0.02
+    prior_electronegativity: float = 10.0
+    prior_short_range: float = 3.0
+    rounds: int = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration; `seed` starts the farthest-point sampling."""
+
+    data: Data
+    seed: int = 0
+    descriptor: SoapParameters = field(default_factory=SoapParameters)
+    kernel: Kernel = field(default_factory=Kernel)
+    charges: Charges = field(default_factory=Charges)
+    short_range: ShortRange = field(default_factory=ShortRange)
+    fit: Fit = field(default_factory=Fit)
+
+
+def read_config(path: str | Path) -> Config:
+    """Read and check a configuration; data files are taken relative to it.
+
+    Raises:
+        ConfigError: the file is absent or no TOML, a key is unknown (the nearest name is suggested), a value is wrong.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error}") from None
+    if "data" not in table:
+        raise ConfigError(f"configuration {path} needs a table [data] with `train`")
+    config = _build(Config, table, "")
+    _check(config)
+    folder = Path(path).parent
+    data = Data(
+        [str(folder / name) for name in config.data.train],
+        [str(folder / name) for name in config.data.test],
+        config.data.keys,
+    )
+    return Config(**{**{f.name: getattr(config, f.name) for f in fields(Config)}, "data": data})
+
+
+def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass `cls` from a TOML table."""
+    hints = get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            near = get_close_matches(key, hints, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(hints)}"
+            raise ConfigError(f"unknown key `{where}{key}`{hint}")
+    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except TypeError:
+        missing = [f.name for f in fields(cls) if f.name not in values]  # type: ignore[arg-type]
+        raise ConfigError(f"`{where}{missing[0]}` is needed") from None
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"`{name}` must be a table, got {value!r}")
+        return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and not (number and float(value).is_integer()):
+        raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
+    if hint is float and not number:
+        raise ConfigError(f"`{name}` must be a number, got {value!r}")
+    if hint is str and not isinstance(value, str):
+        raise ConfigError(f"`{name}` must be a string, got {value!r}")
+    if hint == list[str]:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"`{name}` must be a list of strings, got {value!r}")
+        return items
+    if hint in (PerElement, PerElement | None):
+        return _per_element_value(value, name)
+    return hint(value)
+
+
+def _per_element_value(value: Any, name: str) -> PerElement:
+    entries = value if isinstance(value, dict) else {"all": value}
+    for symbol, entry in entries.items():
+        if isinstance(entry, bool) or not isinstance(entry, int | float):
+            raise ConfigError(f"`{name}` must hold numbers, got {entry!r} for {symbol}")
+        if symbol != "all" and symbol not in ATOMIC_NUMBERS:
+            raise ConfigError(f"`{name}` must be given per element, got {symbol!r}")
+    return {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
+
+
+def _check(config: Config) -> None:
+    for name in ("sigma_energy", "sigma_forces", "sigma_charges", "sigma_dipole"):
+        if not getattr(config.fit, name) > 0:
+            raise ConfigError(f"`fit.{name}` must be positive, got {getattr(config.fit, name)}")
+    for name in ("prior_electronegativity", "prior_short_range"):
+        if not getattr(config.fit, name) > 0:
+            raise ConfigError(f"`fit.{name}` must be positive, got {getattr(config.fit, name)}")
+    if config.fit.rounds < 0:
+        raise ConfigError(f"`fit.rounds` must not be negative, got {config.fit.rounds}")
+    if not config.fit.targets or set(config.fit.targets) - {"charges", "dipole"}:
+        raise ConfigError(f'`fit.targets` must be "charges", "dipole" or both, got {config.fit.targets}')
+    if config.kernel.zeta < 1:
+        raise ConfigError(f"`kernel.zeta` must be at least 1, got {config.kernel.zeta}")
+    if config.kernel.sparse_points < 1:
+        raise ConfigError(f"`kernel.sparse_points` must be at least 1, got {config.kernel.sparse_points}")
+    if not config.data.train:
+        raise ConfigError("`data.train` must name at least one file, got []")
+
+
+def per_element(value: PerElement | None, species: tuple[str, ...], default_scale: float, name: str) -> list[float]:
+    """One number per species; None means `default_scale` times the covalent radius (Angstrom)."""
+    if value is None:
+        return [default_scale * float(COVALENT_RADII[ATOMIC_NUMBERS[symbol]]) for symbol in species]
+    if not isinstance(value, dict):
+        return [value] * len(species)
+    missing = [symbol for symbol in species if symbol not in value]
+    if missing:
+        raise ConfigError(f"`{name}` must name every element of the data, {missing[0]} is missing")
+    return [value[symbol] for symbol in species]

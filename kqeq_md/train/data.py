@@ -1,0 +1,114 @@
+"""Labelled structures from extended XYZ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read
+
+from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
+from kqeq_md.errors import ConfigError, KqeqError
+from kqeq_md.structure import Floats, Structure
+from kqeq_md.train.config import Keys
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A structure (with its total charge and field) and its labels; None where a label is missing.
+
+    Attributes:
+        structure: atoms, total charge, field.
+        energy: eV, field term -mu.F included.
+        forces: eV/Angstrom, shape (n, 3).
+        charges: e, shape (n,).
+        dipole: about the coordinate origin, e Angstrom, shape (3,).
+    """
+
+    structure: Structure
+    energy: float | None
+    forces: Floats | None
+    charges: Floats | None
+    dipole: Floats | None
+
+
+def read_frames(files: Sequence[str | Path], keys: Keys) -> list[Frame]:
+    """All frames of the files, in order.
+
+    Raises:
+        ConfigError: a file that is absent, unreadable or empty, a label that is not finite or has a wrong shape, or
+            a set in which no frame has any label of these names.
+    """
+    frames = []
+    for file in files:
+        for index, atoms in enumerate(_read(file)):
+            try:
+                frames.append(_frame(atoms, keys))
+            except KqeqError as error:
+                raise ConfigError(f"{file}, frame {index}: {error}") from None
+    if all(f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames):
+        raise ConfigError(
+            f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
+            f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
+        )
+    return frames
+
+
+def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
+    """Symbols of all elements in the frames, by atomic number."""
+    numbers = np.unique(np.concatenate([frame.structure.numbers for frame in frames]))
+    return tuple(sorted((symbol_of(int(z)) for z in numbers), key=ATOMIC_NUMBERS.__getitem__))
+
+
+def _read(file: str | Path) -> list[Atoms]:
+    try:
+        atoms = read(file, index=":", format="extxyz")
+    except FileNotFoundError:
+        raise ConfigError(f"data file {file} does not exist") from None
+    except Exception as error:  # ASE's reader raises whatever its parser meets
+        raise ConfigError(f"data file {file} is no extended XYZ: {type(error).__name__}: {error}") from None
+    if not atoms:
+        raise ConfigError(f"data file {file} holds no frames")
+    return list(atoms)
+
+
+def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> Floats | None:
+    """A label by name: in `info`, in `arrays`, or where ASE moves standard names (`calc.results`)."""
+    results: dict[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+    for store in (atoms.info, atoms.arrays, results):
+        if name in store:
+            try:
+                value = np.array(store[name], dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ConfigError(f"`{name}` must be numbers, got {store[name]!r}") from None
+            if value.shape != shape:
+                raise ConfigError(f"`{name}` must have shape {shape}, got {value.shape}")
+            if not np.isfinite(value).all():
+                raise ConfigError(f"`{name}` must be finite, got {value.tolist()}")
+            return value
+    return None
+
+
+def _frame(atoms: Atoms, keys: Keys) -> Frame:
+    n = len(atoms)
+    energy = _label(atoms, keys.energy, ())
+    charge = _label(atoms, keys.total_charge, ())
+    structure = Structure(
+        atoms.numbers,
+        atoms.positions,
+        cell=atoms.cell.array,
+        pbc=tuple(atoms.pbc),
+        charge=0.0 if charge is None else float(charge),
+        field=np.zeros(3) if (field := _label(atoms, keys.field, (3,))) is None else field,
+    )
+    return Frame(
+        structure,
+        None if energy is None else float(energy),
+        _label(atoms, keys.forces, (n, 3)),
+        _label(atoms, keys.charges, (n,)),
+        None if structure.periodic else _label(atoms, keys.dipole, (3,)),
+    )
