@@ -69,6 +69,12 @@ class KQEq(Calculator):
         self.charge = charge
         self.field = field
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A new charge or field asks for a new calculation."""
+        super().__setattr__(name, value)
+        if name in ("charge", "field"):
+            self.reset()
+
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -29,7 +29,7 @@ def _floats(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
     return array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """Atoms, their boundary, their total charge and the applied static field.
 
@@ -103,7 +103,7 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `Potential.compute` returns; fields that were not asked for are None.
 

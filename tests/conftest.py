@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import product
 from math import factorial
 from pathlib import Path
@@ -16,9 +15,8 @@ from scipy.integrate import quad_vec
 from scipy.linalg import sqrtm
 from scipy.special import lpmv, spherical_in
 
-from kqeq_md.descriptor import power_spectrum
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.descriptor.radial import SoapParameters, radial_table
+from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.kernel import normalise
 from kqeq_md.model import Model, save_model
 from kqeq_md.neighbours import find_pairs
@@ -51,7 +49,7 @@ def rock_salt(
     """Rattled NaCl, 8 atoms per cubic cell of 5.7 Angstrom, optionally strained to a triclinic box."""
     rng = np.random.default_rng(seed)
     base = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    sites = np.concatenate([base, base + [0.5, 0, 0]])
+    sites = np.concatenate([base, base + np.array([0.5, 0, 0])])
     grid = np.stack(np.meshgrid(*[np.arange(cells)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
     positions = 5.7 * (grid + sites).reshape(-1, 3)
     numbers = np.tile([11] * 4 + [17] * 4, cells**3)
@@ -123,11 +121,11 @@ def five_point(function: Callable[[np.ndarray], float], x: np.ndarray, step: flo
 
 
 def real_harmonics(l_max: int, r: np.ndarray) -> np.ndarray:
-    """r^l times orthonormal real spherical harmonics of one vector, by SciPy's Legendre functions; index l^2 + l + m."""
+    """r^l times orthonormal real spherical harmonics of a vector by Legendre functions; index l^2 + l + m."""
     x, y, z = r
     distance, phi = np.linalg.norm(r), np.arctan2(y, x)
     out = []
-    for degree, m in ((degree, m) for degree in range(l_max + 1) for m in range(-degree, degree + 1)):
+    for degree, m in ((d, m) for d in range(l_max + 1) for m in range(-d, d + 1)):
         norm = np.sqrt((2 * degree + 1) / (4 * np.pi) * factorial(degree - abs(m)) / factorial(degree + abs(m)))
         angle = np.sqrt(2) * (np.cos(m * phi) if m > 0 else np.sin(-m * phi)) if m else 1.0
         out.append(distance**degree * norm * lpmv(abs(m), degree, z / distance) * angle)
@@ -182,14 +180,6 @@ class Helpers:
     radial_reference = staticmethod(radial_reference)
     random_rotation = staticmethod(random_rotation)
     shifts = staticmethod(shifts)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tables_made_once() -> Iterator[None]:
-    """Each distinct radial table is computed once per run: it takes a second, and many tests build potentials."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(power_spectrum, "radial_table", cache(radial_table))
-        yield
 
 
 @pytest.fixture(scope="session")

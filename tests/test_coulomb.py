@@ -128,8 +128,9 @@ def test_against_an_independent_ewald_sum(name: str, n: int, helpers: Any) -> No
     """The whole matrix, so charged cells and their background too; other splitting, other form."""
     cell = CELLS[name]
     r, width, _ = gaussians(cell, n, seed=n, wide=1.5)
-    ewald = EwaldCoulomb(r, cell, width, np.zeros(n), accuracy=1e-12)
-    reference = reference_matrix(r, cell, width, 1.3 * ewald.splitting, helpers)
+    eta = np.arange(n, dtype=float)
+    ewald = EwaldCoulomb(r, cell, width, eta, accuracy=1e-12)
+    reference = np.diag(eta) + reference_matrix(r, cell, width, 1.3 * ewald.splitting, helpers)
     # truncation 1e-12; the sums cancel to 1e-13 of terms of 50 eV at most
     np.testing.assert_allclose(ewald.matrix(), reference, atol=1e-10)
 
@@ -143,10 +144,10 @@ def test_against_an_independent_ewald_sum(name: str, n: int, helpers: Any) -> No
 )
 @pytest.mark.parametrize("width", [0.2, 0.35])
 def test_madelung_constants(sites: str, numbers: list[float], nearest: float, madelung: float, width: float) -> None:
-    """-M kC / d per ion pair. Constants: Kittel, Introduction to Solid State Physics, to the digits of OEIS A085469, A181152."""
+    """-M kC / d per ion pair; the constants are OEIS A085469 (rock salt) and A181152 (caesium chloride)."""
     base = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
     fractions = {
-        "rock salt": np.concatenate([base, base + [0.5, 0, 0]]),
+        "rock salt": np.concatenate([base, base + np.array([0.5, 0, 0])]),
         "caesium chloride": np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),
     }[sites]
     a, q = 5.6, np.array(numbers)
@@ -175,8 +176,8 @@ def test_wigner_lattice() -> None:
 def test_accuracy_is_the_rms_force_error(name: str, narrow: float, wide: float, accuracy: float) -> None:
     """Over 24 random sets of charges of rms 1 e.
 
-    The error estimate averages over wave vectors as if they were dense; in a cubic cell of 8 Angstrom they come in shells,
-    and the rms is up to 1.1 times the estimate where one lies just outside of the cutoff.
+    The error estimate averages over wave vectors as if they were dense; in a cubic cell of 8 Angstrom they come in
+    shells, and the rms is up to 1.1 times the estimate where one lies just outside of the cutoff.
     """
     errors, n = [], 8
     for seed in range(24):

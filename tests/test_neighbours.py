@@ -76,7 +76,7 @@ def test_overlapping_atoms_are_named(distance: float) -> None:
 
 def test_overlap_with_an_image_is_refused() -> None:
     structure = Structure([11, 17], [[0, 0, 0.05], [0, 0, 5.95]], cell=6.0 * np.eye(3), pbc=True)
-    with pytest.raises(StructureError, match="overlap, 0.1 Angstrom"):
+    with pytest.raises(StructureError, match=r"overlap, 0\.1 Angstrom"):
         find_pairs(structure, 4.0)
 
 

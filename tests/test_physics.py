@@ -17,6 +17,7 @@ from kqeq_md.errors import FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.short_range import screened_nuclear_repulsion
 from kqeq_md.structure import Result, Structure
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -71,15 +72,15 @@ def same(got: Result, wanted: Result, relative: float, names: tuple[str, ...]) -
         )
 
 
-# --- derivatives. Steps of 5e-3 A leave 6e-10 f^(5) / 30, the descriptor's interpolation 1e-10 / 5e-3, the Ewald sum its
-# accuracy of 1e-9 eV/A: some 1e-8 of the largest component
+# --- derivatives. Steps of 5e-4 A (strain 1e-4): short, since the third derivative jumps where a switch begins or ends.
+# Rounding of 100 eV leaves 1e-9, the descriptor's interpolation 1e-10 / 5e-4, the Ewald sum 1e-9 eV/A
 
 
 def test_forces(exact: Potential, structure: Structure, result: Result, helpers: Any) -> None:
     def energy(r: np.ndarray) -> float:
         return exact.compute(helpers.moved(structure, r), want=()).energy
 
-    wanted = -helpers.five_point(energy, structure.positions, 5e-3)
+    wanted = -helpers.five_point(energy, structure.positions, 5e-4)
     assert np.abs(wanted).max() > 0.5  # eV/A: large enough for a relative error to mean something
     np.testing.assert_allclose(result.forces, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
 
@@ -89,7 +90,7 @@ def test_virial(exact: Potential, structure: Structure, result: Result, helpers:
         symmetric = np.eye(3) + 0.5 * (strain + strain.T)
         return exact.compute(helpers.strained(structure, symmetric), want=()).energy
 
-    wanted = -helpers.five_point(energy, np.zeros((3, 3)), 1e-3)
+    wanted = -helpers.five_point(energy, np.zeros((3, 3)), 1e-4)
     np.testing.assert_allclose(result.virial, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
 
 
@@ -101,6 +102,16 @@ def test_every_term_matters(strong: Model, potential: Potential, muted: str, hel
     model = replace(strong, weights=tuple(w * columns for w in strong.weights), repulsion_radius=radius)
     still = helpers.rock_salt(rattle=0.3)
     assert np.abs(Potential(model).compute(still).forces - potential.compute(still).forces).max() > 0.05  # eV/A
+
+
+@pytest.mark.parametrize("numbers", [(11, 11), (11, 17), (17, 17)])
+def test_repulsion_acts_between_the_right_nuclei(strong: Model, potential: Potential, numbers: tuple[int, int]) -> None:
+    r = np.array([1.3])  # inside of half the sum of the radii, 1.5 A at least: the switch is 1
+    pair = Structure(numbers, [[0, 0, 0], [0, 0, r[0]]])
+    without = Potential(replace(strong, repulsion_radius=np.zeros(2)))
+    wanted, _ = screened_nuclear_repulsion(r, np.array([numbers[0]]), np.array([numbers[1]]))
+    gained = potential.compute(pair).energy - without.compute(pair).energy
+    assert gained == pytest.approx(wanted[0], rel=1e-10)  # a difference of energies of 100 eV
 
 
 # --- symmetries, to rounding: sums of some thousand terms, and Ewald's sums of terms of 50 eV
@@ -327,7 +338,9 @@ def test_two_atoms_pull_along_their_axis(potential: Potential) -> None:
 def test_fragments_a_thousand_angstrom_apart(potential: Potential, helpers: Any) -> None:
     """Local parts are those of the fragments; the charges see each other as points."""
     here = helpers.cluster(n_pairs=2)
-    both = Structure(np.tile(here.numbers, 2), np.concatenate([here.positions, here.positions + [0, 0, 1000.0]]))
+    both = Structure(
+        np.tile(here.numbers, 2), np.concatenate([here.positions, here.positions + np.array([0, 0, 1000.0])])
+    )
     alone, got = potential.compute(here), potential.compute(both)
     # equal fragments interact as two point dipoles; next: quadrupoles of some e A^2 and the charge of 1e-5 e that their
     # potentials drive through the vacuum
@@ -375,7 +388,7 @@ def test_only_what_is_wanted(potential: Potential, helpers: Any) -> None:
     got = potential.compute(helpers.cluster(), want=("forces",))
     assert got.forces is not None
     assert (got.energies, got.virial, got.dipole) == (None, None, None)
-    with pytest.raises(KqeqError, match="`want` must be of energies, .*, got 'stress'"):
+    with pytest.raises(KqeqError, match=r"`want` must be of energies, .*, got 'stress'"):
         potential.compute(helpers.cluster(), want=("stress",))
 
 

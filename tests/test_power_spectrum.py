@@ -71,9 +71,11 @@ def test_dot_product_is_the_sum_over_all_channel_pairs(descriptor: Descriptor) -
 @pytest.mark.parametrize("operation", ["rotation", "inversion", "translation"])
 def test_invariance(descriptor: Descriptor, operation: str, helpers: Any) -> None:
     r = five_atoms()
-    image = {"rotation": r @ helpers.random_rotation(5), "inversion": -r, "translation": r + [7.0, -3.0, 11.0]}[
-        operation
-    ]
+    image = {
+        "rotation": r @ helpers.random_rotation(5),
+        "inversion": -r,
+        "translation": r + np.array([7.0, -3.0, 11.0]),
+    }[operation]
     p = spectrum(descriptor, r)
     # equal distances up to 1e-15 and the m-sum of 7 products: rounding
     np.testing.assert_allclose(spectrum(descriptor, image), p, atol=1e-12 * p.max())

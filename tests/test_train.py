@@ -36,7 +36,7 @@ def random_clusters(seed: int, count: int, model: Model, same_composition: bool)
     grid = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     for k in range(count):
         charge = k % 3 - 1
-        chlorine = 4 if same_composition else 4 - charge  # else Q = n_Na - n_Cl - (8 - 2 * 4) ...: fixed by composition
+        chlorine = 4 if same_composition else 4 - charge  # then Q = 4 - n_Cl in every frame
         numbers = np.array([17] * chlorine + [11] * (8 - chlorine))
         positions = 2.7 * grid[rng.permutation(8)] + 0.2 * rng.normal(size=(8, 3))
         field = 0.1 * rng.normal(size=3) * (k % 2)
@@ -210,8 +210,10 @@ def write_frames(path: Path, frames: list[Frame], **rename: str) -> None:
     images = []
     for frame in frames:
         atoms = Atoms(frame.structure.numbers, frame.structure.positions)
-        atoms.info.update({keys["energy"]: frame.energy, keys["dipole"]: frame.dipole,
-                           keys["total_charge"]: frame.structure.charge, keys["field"]: frame.structure.field})  # fmt: skip
+        atoms.info[keys["energy"]] = frame.energy
+        atoms.info[keys["dipole"]] = frame.dipole
+        atoms.info[keys["total_charge"]] = frame.structure.charge
+        atoms.info[keys["field"]] = frame.structure.field
         atoms.arrays[keys["forces"]] = frame.forces
         atoms.arrays[keys["charges"]] = frame.charges
         images.append(atoms)

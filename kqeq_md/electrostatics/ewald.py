@@ -111,12 +111,12 @@ def ewald_cutoffs(n: int, cell: Floats, gaussian_width: Floats, accuracy: float)
 
     alpha balances the two sums and stays below the smallest g_ij, so that the real-space term decays like
     erfc(alpha r). With r_cut = x / alpha and k_cut = 2 alpha x, the rms force errors of Kolafa and Perram for n
-    charges of 1 e add up to less than 4 kC sqrt(n alpha / (x V)) exp(-x^2); x is the smallest number (in steps of
-    0.05) that brings this below the accuracy.
+    charges of 1 e add up to less than 4 kC sqrt(n alpha / (x V)) exp(-x^2); 5 instead of 4 covers cells so small
+    that wave vectors come in shells. x is the smallest number (in steps of 0.05) that brings this below the accuracy.
     """
     volume = float(abs(np.linalg.det(cell)))
     alpha = min(sqrt(pi) * (n / volume**2) ** (1 / 6), 1.0 / (2.0 * float(gaussian_width.max())))
-    scale = 4.0 * COULOMB_CONSTANT * sqrt(n * alpha / volume)
+    scale = 5.0 * COULOMB_CONSTANT * sqrt(n * alpha / volume)
     x = 1.0
     while scale / sqrt(x) * exp(-x * x) > accuracy:
         x += 0.05

@@ -1,0 +1,1 @@
+"""Input files that the documentation shows, the tests run and `kqeq demo` copies."""

@@ -1,0 +1,2 @@
+kqeq train nacl.toml -o my_nacl.kqeq
+kqeq eval my_nacl.kqeq test.xyz

@@ -1,0 +1,158 @@
+"""The command `kqeq`: what it prints, its JSON, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+
+from kqeq_md.ase import KQEq, structure_from_atoms
+from kqeq_md.cli import main
+from kqeq_md.model import load_model, save_model
+from kqeq_md.models import NACL
+from kqeq_md.potential import Potential
+
+DATA = Path(__file__).parent.parent / "examples" / "train_nacl"
+
+
+@pytest.fixture(scope="module")
+def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every twelfth frame of the example's test set, as text, so that the labels keep their digits."""
+    lines, start, kept, index = (DATA / "test.xyz").read_text().splitlines(), 0, [], 0
+    while start < len(lines):
+        end = start + int(lines[start]) + 2
+        if index % 12 == 0:
+            kept += lines[start:end]
+        start, index = end, index + 1
+    path = tmp_path_factory.mktemp("data") / "few.xyz"
+    path.write_text("\n".join(kept) + "\n")
+    return path
+
+
+def test_eval_json_has_the_stable_keys(few_frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(NACL), str(few_frames), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    images = read(few_frames, ":", format="extxyz")
+    assert table["n_frames"] == len(images)
+    groups = [table, *table["by_total_charge"].values(), *table["by_field"].values()]
+    for group in groups:
+        for quantity in ("energy_per_atom", "forces", "charges", "dipole"):
+            assert 0 < group[quantity]["mae"] <= group[quantity]["rmse"]
+    assert set(table["by_total_charge"]) == {f"{a.info['total_charge']:g}" for a in images}
+    assert set(table["by_field"]) == {"with", "without"}
+
+
+def test_eval_numbers_follow_their_definitions(few_frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RMSE and MAE computed again from single-point calculations through ASE."""
+    main(["eval", str(NACL), str(few_frames), "--json"])
+    table = json.loads(capsys.readouterr().out)
+    errors: dict[str, list[np.ndarray]] = {"energy_per_atom": [], "forces": [], "charges": [], "dipole": []}
+    for atoms in read(few_frames, ":", format="extxyz"):
+        info = atoms.info
+        atoms.calc = KQEq(NACL, charge=info["total_charge"], field=info["electric_field"])
+        errors["energy_per_atom"].append(np.array([atoms.get_potential_energy() - info["REF_energy"]]) / len(atoms))
+        errors["forces"].append((atoms.get_forces() - atoms.arrays["REF_forces"]).ravel())
+        errors["charges"].append(atoms.get_charges() - atoms.arrays["REF_charges"])
+        errors["dipole"].append(atoms.get_dipole_moment() - info["REF_dipole"])
+    for quantity, parts in errors.items():
+        flat = np.concatenate(parts)
+        assert table[quantity]["rmse"] == pytest.approx(np.sqrt(np.mean(flat**2)), rel=1e-9)
+        assert table[quantity]["mae"] == pytest.approx(np.mean(np.abs(flat)), rel=1e-9)
+
+
+def test_eval_prints_a_table(few_frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(NACL), str(few_frames)]) == 0
+    text = capsys.readouterr().out
+    for row in ("all", "Q = -1", "Q = 0", "Q = 1", "with field", "without field"):
+        assert any(line.startswith(row) for line in text.splitlines())
+
+
+def test_info_names_what_the_model_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(NACL)]) == 0
+    text = capsys.readouterr().out
+    assert "Na, Cl" in text
+    assert "sparse points" in text
+    assert main(["info", str(NACL), "--json"]) == 0
+    header = json.loads(capsys.readouterr().out)
+    assert header["species"] == ["Na", "Cl"]
+    assert header["units"]["energy"] == "eV"
+    assert header["training"]["level_determined"] is True
+
+
+def test_check_passes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(NACL)]) == 0
+    assert "as trained" in capsys.readouterr().out
+    model = load_model(NACL)
+    bent = {**model.reference, "energy": model.reference["energy"] + 1e-3}
+    save_model(type(model)(**{**vars(model), "reference": bent}), tmp_path / "bent.kqeq")
+    assert main(["check", str(tmp_path / "bent.kqeq"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is False
+    assert report["deviations"]["energy_per_atom"] == pytest.approx(1e-3 / len(model.reference["numbers"]), rel=1e-3)
+
+
+def test_train_command_writes_a_model_that_eval_reads(
+    few_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (
+        "[data]\ntrain = 'few.xyz'\n[descriptor]\ncutoff = 4.0\nn_max = 3\nl_max = 2\n[kernel]\nsparse_points = 8\n"
+    )
+    shutil.copy(few_frames, tmp_path / "few.xyz")
+    (tmp_path / "c.toml").write_text(config + "[fit]\nrounds = 0\n")
+    assert main(["train", str(tmp_path / "c.toml"), "-o", str(tmp_path / "m.kqeq")]) == 0
+    assert "same short range without charges" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "m.kqeq")]) == 0
+    assert main(["eval", str(tmp_path / "m.kqeq"), str(few_frames), "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "gone.kqeq"], "model file gone.kqeq does not exist"),
+        (["check", "text.kqeq"], "model file text.kqeq is not a .kqeq model, or is truncated"),
+        (["eval", str(NACL), "gone.xyz"], "data file gone.xyz does not exist"),
+        (["eval", str(NACL), "text.kqeq"], "is no extended XYZ"),
+        (["train", "gone.toml", "-o", "m.kqeq"], "configuration gone.toml does not exist"),
+        (["train", "good.toml", "-o", "no/such/folder/m.kqeq"], "`--output` must lie in a folder that exists"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.kqeq").write_text("hello\n")
+    Path("good.toml").write_text("[data]\ntrain = 'few.xyz'\n")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("kqeq: error: ")
+    assert error.count("\n") == 1
+
+
+def test_the_installed_command_runs() -> None:
+    done = subprocess.run(
+        [f"{sysconfig.get_path('scripts')}/kqeq", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("kqeq_md ")
+
+
+def test_shipped_model_separates_charge_states() -> None:
+    """GFN2 energies of one 32-atom composition at Q = -1, 0, +1 in the test and training sets: the level is right."""
+    potential = Potential(NACL)
+    errors = []
+    for atoms in [*read(DATA / "train.xyz", ":", format="extxyz"), *read(DATA / "test.xyz", ":", format="extxyz")]:
+        if len(atoms) == 32 and atoms.info["total_charge"] != 0:
+            structure = structure_from_atoms(atoms, atoms.info["total_charge"], atoms.info["electric_field"])
+            errors.append((potential.compute(structure).energy - atoms.info["REF_energy"]) / 32)
+    assert len(errors) >= 4
+    assert np.abs(errors).max() < 0.05  # eV per atom; a level wrong by 2 eV would cost 0.06

@@ -1,0 +1,148 @@
+"""Examples, demo and README: what a newcomer copies works, and says what the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kqeq_md.demo import read_thermo, run_demo
+from kqeq_md.models import NACL
+from kqeq_md.programs import environment, lammps_command
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def lammps(script: str, folder: Path, **variables: object) -> list[dict[str, np.ndarray]]:
+    shutil.copy(EXAMPLES / "lammps" / script, folder)
+    shutil.copy(NACL, folder)
+    settings = [word for name, value in variables.items() for word in ("-var", name, str(value))]
+    run([str(lammps_command()), "-in", script, *settings], folder)
+    return read_thermo(folder / "log.lammps")
+
+
+def printed_drift(folder: Path) -> tuple[float, float]:
+    """Slope and standard error, meV/atom/ps, as `in.melt` prints them."""
+    number = r"([-+.\de]+)"
+    found = re.search(rf"^energy drift: {number} \+- {number} meV/atom/ps", (folder / "log.lammps").read_text(), re.M)
+    assert found is not None
+    return float(found[1]), float(found[2])
+
+
+def test_melt_conserves_energy_and_prints_its_drift(tmp_path: Path) -> None:
+    nvt, nve = lammps("in.melt", tmp_path, cells=2, nvt=100, nve=200, sample=50)
+    assert np.ptp(nvt["TotEng"]) > 1.0  # eV: the thermostat works, and the lattice melts
+    assert np.ptp(nve["TotEng"]) < 0.01 * np.ptp(nve["PotEng"])
+    slope, error = printed_drift(tmp_path)
+    times, energies = nve["Time"], nve["TotEng"]
+    (expected, offset), covariance = np.polyfit(times, energies, 1, cov="unscaled")
+    rest = energies - expected * times - offset
+    scale = 1000.0 / 64  # eV/ps -> meV/atom/ps
+    assert slope == pytest.approx(expected * scale, rel=0.01, abs=1e-3)  # the log holds 8 digits of about -220 eV
+    sigma = np.sqrt(covariance[0, 0] * (rest @ rest) / (len(times) - 2)) * scale
+    assert error == pytest.approx(sigma, rel=0.05, abs=1e-3)
+
+
+def test_cluster_in_a_field_polarizes_along_it(tmp_path: Path) -> None:
+    means = []
+    for field in (-0.05, 0.05):
+        *_, dynamics = lammps("in.cluster_field", tmp_path, field=field, steps=100)
+        means.append(dynamics["c_mu[3]"].mean())
+    assert means[0] < 0 < means[1]
+    assert means[1] - means[0] > 0.1  # e A
+
+
+def test_ase_example_runs(tmp_path: Path) -> None:
+    text = run([sys.executable, str(EXAMPLES / "ase_cluster.py")], tmp_path)
+    dipoles = re.findall(r"dipole \[\s*\S+\s+\S+\s+(\S+)\]", text)
+    assert abs(float(dipoles[0])) < 1e-6 < float(dipoles[1])
+
+
+def test_ipi_example_runs(tmp_path: Path) -> None:
+    """The README's commands, in a folder as `kqeq demo` leaves it, with fewer steps and a socket of its own."""
+    for name in ("init.xyz", "run.sh"):
+        shutil.copy(EXAMPLES / "ipi" / name, tmp_path)
+    shutil.copy(NACL, tmp_path)
+    address = f"test_{tmp_path.name}"
+    text = (EXAMPLES / "ipi" / "input.xml").read_text()
+    (tmp_path / "input.xml").write_text(text.replace("nacl_cluster", address).replace(">300<", ">20<"))
+    script = (tmp_path / "run.sh").read_text().replace("nacl_cluster", address)
+    run(["bash", "-euc", script], tmp_path)
+    conserved = np.loadtxt(tmp_path / "cluster.out")[:, 2]
+    assert len(conserved) == 21
+    assert np.ptp(conserved) < 1e-3  # eV
+    charges = np.loadtxt(tmp_path / "cluster.charges_0", comments="#")
+    np.testing.assert_allclose(charges.sum(axis=1), 0.0, atol=1e-7)  # nine digits of each of eight charges
+
+
+def test_demo_shows_what_it_says(tmp_path: Path) -> None:
+    text = run_demo(tmp_path / "demo")
+    results = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert "charges equilibrated again at every step" in text
+    assert results["melt_charge_na"][0] == pytest.approx(-results["melt_charge_cl"][0], abs=1e-6)
+    assert results["melt_charge_na"][1] > 0.01  # they differ from atom to atom
+    assert results["cluster_conserved_range_meV"] < 0.05 * results["cluster_potential_range_meV"]
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 20_000
+    for name in ("in.melt", "in.cluster_field", "input.xml", "init.xyz", "nacl.kqeq"):
+        assert (tmp_path / "demo" / name).is_file()
+
+
+@pytest.mark.slow
+def test_melt_of_512_atoms_drifts_less_than_1e_3(tmp_path: Path) -> None:
+    """10 ps of NVE at 2 fs of the NaCl melt."""
+    lammps("in.melt", tmp_path)
+    slope, error = printed_drift(tmp_path)
+    assert abs(slope) < 1e-3
+    assert error < 1e-3
+
+
+# ---------------------------------------------------------------- README
+
+
+def test_readme_shows_the_files_as_they_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"<!-- file (\S+) -->\n```\w+\n(.*?)```", readme, re.S)
+    assert len(shown) >= 5
+    for name, text in shown:
+        assert text == (ROOT / name).read_text(), name
+
+
+def test_readme_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_commands_are_the_ones_that_run() -> None:
+    readme = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"<!-- command \d -->\n```sh\n(.*?)\n```", readme, re.S)
+    assert first.endswith("kqeq demo")
+    assert second.endswith("pytest")
+    assert "<!-- command 2 -->" in (ROOT / ".ci" / "run").read_text()  # CI takes it from the README word for word
+
+
+def test_training_configuration_is_the_shipped_models() -> None:
+    """The model that ships says that it was trained with the configuration and data that ship."""
+    import hashlib
+
+    from kqeq_md.model import load_model
+    from kqeq_md.train.config import read_config
+
+    training = load_model(NACL).training
+    config = read_config(EXAMPLES / "train_nacl" / "nacl.toml")
+    assert training["config"]["descriptor"] == vars(config.descriptor)
+    assert training["config"]["fit"] == vars(config.fit)
+    for name, digest in training["data_sha256"].items():
+        assert hashlib.sha256((EXAMPLES / "train_nacl" / name).read_bytes()).hexdigest() == digest, name
