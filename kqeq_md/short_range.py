@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqeq_md.descriptor.radial import switch
 from kqeq_md.neighbours import Pairs
 from kqeq_md.structure import Floats
+from kqeq_md.switch import switch
 from kqeq_md.units import COULOMB_CONSTANT
 
 ZBL_AMPLITUDES = np.array([0.18175, 0.50986, 0.28022, 0.02817])

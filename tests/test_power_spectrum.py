@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.descriptor.radial import SoapParameters, switch
+from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.neighbours import Pairs, find_pairs
 from kqeq_md.structure import Structure
+from kqeq_md.switch import switch
 
 PARAMETERS = SoapParameters(cutoff=4.0, cutoff_width=0.8, n_max=3, l_max=3, sigma=0.5, radial_scale=3.0)
 SPECIES = np.array([0, 1, 1, 0, 1])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kqeq_md.descriptor.power_spectrum import interpolate
-from kqeq_md.descriptor.radial import RadialTable, SoapParameters, radial_table, switch
+from kqeq_md.descriptor.radial import RadialTable, SoapParameters, radial_table
 from kqeq_md.errors import ConfigError
+from kqeq_md.switch import switch
 
 PARAMETERS = SoapParameters(cutoff=5.0, cutoff_width=1.0, n_max=4, l_max=3, sigma=0.5)
 MIDDLE = PARAMETERS.cutoff - PARAMETERS.cutoff_width - 1e-3  # below it the switch is 1

@@ -287,7 +287,7 @@ def test_key_names_are_configurable(project: Path, model: Model) -> None:
         ("[kernel]", "[kernell]", r"unknown key `kernell`; did you mean `kernel`\?"),
         ("n_max = 3", "n_max = 3.5", "`descriptor.n_max` must be a whole number, got 3.5"),
         ("n_max = 3", 'n_max = "3"', "`descriptor.n_max` must be a whole number, got '3'"),
-        ("cutoff = 4.5", "cutoff = -1", "`cutoff` must be positive, got -1"),
+        ("cutoff = 4.5", "cutoff = -1", "`cutoff` must be positive and finite, got -1"),
         ("rounds = 1", "rounds = -1", "`fit.rounds` must not be negative, got -1"),
         ("rounds = 1", "sigma_energy = 0", "`fit.sigma_energy` must be positive, got 0"),
         ("rounds = 1", 'targets = "spin"', r"`fit.targets` must be"),

@@ -252,12 +252,12 @@ def large_jobs() -> Iterator[Job]:
 
 
 def dense_contact_jobs() -> Iterator[Job]:
-    """Melts of 32 atoms with one pair pushed to 50-85 % of its usual distance: the walls of every hole in hot MD."""
+    """Melts of 32 atoms with one pair pushed to 40-90 % of its usual distance: the walls of every hole in hot MD."""
     for i, pair in enumerate(BOND):
-        for k in range(20):
-            least = 0.65 if pair == (NA, CL) else 0.50
-            fraction = least + (0.85 - least) * k / 19
-            kelvin = temperature(20 * i + k, 1000, 2500)
+        least = 0.60 if pair == (NA, CL) else 0.40
+        for k in range(60):
+            fraction = least + (0.90 - least) * k / 59
+            kelvin = temperature(60 * i + k, 1000, 2500)
             density = 1.5 + 0.7 * ((k * 0.7548776662) % 1.0)
             yield Job("contact", 16, 16, (0,), kelvin, density, 0.0, 0, fraction, pair, test=k % 7 == 3)
 

@@ -19,15 +19,8 @@ from math import factorial, pi, sqrt
 import numpy as np
 from numba import njit
 
+from kqeq_md.jit import JIT
 from kqeq_md.structure import Floats
-
-JIT = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-}
-"""Compiler flags of all kernels: those of fast-math that leave NaN and infinity alone."""
 
 
 def normalisation(l_max: int) -> Floats:

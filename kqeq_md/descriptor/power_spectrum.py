@@ -17,8 +17,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from kqeq_md.descriptor.harmonics import JIT, normalisation, solid_harmonics, solid_harmonics_vjp
+from kqeq_md.descriptor.harmonics import normalisation, solid_harmonics, solid_harmonics_vjp
 from kqeq_md.descriptor.radial import RadialTable, SoapParameters, radial_table
+from kqeq_md.jit import JIT
 from kqeq_md.neighbours import Pairs
 from kqeq_md.structure import Floats
 

@@ -23,6 +23,7 @@ from scipy.special import factorial2, ive
 
 from kqeq_md.errors import ConfigError
 from kqeq_md.structure import Floats
+from kqeq_md.switch import switch
 
 SPACING = 0.005
 """Largest distance of two knots, Angstrom: cubic Hermite interpolation is then good to 1e-10 of the maximum."""
@@ -88,13 +89,6 @@ class RadialTable:
     start: float
     spacing: float
     values: Floats
-
-
-def switch(r: Floats, inner: Floats | float, outer: Floats | float) -> tuple[Floats, Floats]:
-    """A quintic step from 1 (r <= inner) to 0 (r >= outer) with two continuous derivatives, and its derivative."""
-    t = np.clip((r - inner) / (outer - inner), 0.0, 1.0)
-    value = 1.0 - t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
-    return value, -30.0 * t**2 * (1.0 - t) ** 2 / (outer - inner)
 
 
 def _radial_scaling(r: Floats, parameters: SoapParameters) -> tuple[Floats, Floats]:

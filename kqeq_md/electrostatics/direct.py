@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from kqeq_md.descriptor.harmonics import JIT
 from kqeq_md.electrostatics.gaussians import exponent, screened, self_interaction
+from kqeq_md.jit import JIT
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

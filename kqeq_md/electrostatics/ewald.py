@@ -17,8 +17,8 @@ from math import exp, pi, sqrt
 import numpy as np
 from numba import njit
 
-from kqeq_md.descriptor.harmonics import JIT
 from kqeq_md.electrostatics.gaussians import background, exponent, screened, self_interaction
+from kqeq_md.jit import JIT
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

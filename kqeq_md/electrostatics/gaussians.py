@@ -17,7 +17,7 @@ from math import erf, exp, pi, sqrt
 import numpy as np
 from numba import njit
 
-from kqeq_md.descriptor.harmonics import JIT
+from kqeq_md.jit import JIT
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
