@@ -87,8 +87,8 @@ class Fit:
     sigma_forces: float = 0.05
     sigma_charges: float = 0.005
     sigma_dipole: float = 0.02
-    prior_electronegativity: float = 10.0
-    prior_short_range: float = 3.0
+    prior_electronegativity: float = 2.0
+    prior_short_range: float = 1.0
     rounds: int = 2
 
 
