@@ -147,6 +147,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from kqeq_md.demo import run_demo
 
+    logging.getLogger("kqeq_md").setLevel(logging.INFO)  # says what runs while it runs
     print(run_demo(arguments.output))
     return 0
 
