@@ -127,14 +127,15 @@ def _plot(folder: Path, melt: list[dict[str, Floats]], cluster: Floats) -> None:
     axes = figure.subplots(2, 2)
     nvt, nve = melt
     atoms = 8 * int(MELT["cells"]) ** 3
-    for table, name in ((nvt, "NVT"), (nve, "NVE")):
+    for table, name, start in ((nvt, "NVT", 0.0), (nve, "NVE", nvt["Time"][-1])):
         total = (table["TotEng"] - nve["TotEng"][0]) / atoms
-        axes[0, 0].plot(table["Time"], total, label=f"{name}, total energy")
+        axes[0, 0].plot(start + table["Time"], total, label=f"{name}, total energy")
     axes[0, 0].set(xlabel="time / ps", ylabel="energy / eV per atom", title="LAMMPS: NaCl melt, 64 atoms")
     axes[0, 0].legend()
     sodium, chlorine = _melt_charges(folder)
-    axes[0, 1].hist(sodium, bins=40, alpha=0.7, label="Na")
-    axes[0, 1].hist(chlorine, bins=40, alpha=0.7, label="Cl")
+    bins = np.linspace(-1.0, 1.0, 101)
+    axes[0, 1].hist(sodium, bins=bins, label="Na")
+    axes[0, 1].hist(chlorine, bins=bins, label="Cl")
     axes[0, 1].set(xlabel="charge / e", ylabel="atoms", title="LAMMPS: charges in the melt (NVE)")
     axes[0, 1].legend()
     change = 1000.0 * (cluster[:, 2:4] - cluster[0, 2:4])
