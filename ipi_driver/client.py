@@ -18,7 +18,7 @@ from ase.io import read as read_structure
 
 from kqeq_md.ase import structure_from_atoms
 from kqeq_md.errors import KqeqError
-from kqeq_md.ipi_driver.connection import close, connect, open_inet, open_unix, take_getforce
+from kqeq_md.ipi_driver.connection import await_first_word, close, connect, open_inet, open_unix, take_getforce
 from kqeq_md.ipi_driver.protocol import (
     DriverError,
     Request,
@@ -167,6 +167,7 @@ def _run(arguments: argparse.Namespace) -> None:
     connection = connect(open_socket, place, arguments.wait)
     logger.info("connected to i-PI at %s", place)
     try:
+        await_first_word(connection, place, arguments.wait)
         replies = serve(connection, evaluate, len(evaluate.template))
         logger.info("i-PI said EXIT after %d replies", replies)
     except (ServerGone, ConnectionError, TimeoutError):

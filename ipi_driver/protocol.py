@@ -29,6 +29,10 @@ HEADER_LENGTH = 12
 _FROM_SERVER = ("EXIT", "STATUS", "INIT", "POSDATA", "GETFORCE")
 
 
+LONGEST_INIT = 1 << 20
+"""Bytes; i-PI sends a few dozen."""
+
+
 class DriverError(KqeqError):
     """What i-PI sent, or the model answered, cannot be passed on."""
 
@@ -88,12 +92,12 @@ def decode_init(read: Read) -> dict[str, str]:
     """The `key : value` pairs of an INIT message; words without a colon carry nothing and are passed over.
 
     Raises:
-        DriverError: the announced length is negative.
+        DriverError: the announced length is negative or absurd.
     """
     _integer(read)  # the number of the bead, which repeats nothing that the positions do not tell
     length = _integer(read)
-    if length < 0:
-        raise DriverError(f"the length of the INIT text must not be negative, got {length} from i-PI")
+    if not 0 <= length <= LONGEST_INIT:
+        raise DriverError(f"the length of the INIT text must lie between 0 and {LONGEST_INIT}, got {length} from i-PI")
     words = read(length).decode("utf-8", "replace").split(",")
     pairs = (word.partition(":") for word in words)
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}

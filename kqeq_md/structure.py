@@ -24,7 +24,8 @@ def _floats(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
         raise StructureError(f"`{name}` must have shape {wanted}, got {array.shape}")
     if not np.isfinite(array).all():
         where = np.argwhere(~np.isfinite(array))[0]
-        raise StructureError(f"`{name}` must be finite, got {array[tuple(where)]} at index {where.tolist()}")
+        place = f" at index {where.tolist()}" if array.ndim else ""
+        raise StructureError(f"`{name}` must be finite, got {array[tuple(where)]}{place}")
     array.setflags(write=False)
     return array
 

@@ -96,6 +96,8 @@ class PairStyle:
     def compute(self, call: Call) -> None:
         """Evaluate the owned atoms; forces and energies per atom are added, charges are set."""
         n = call.n_atoms
+        if n == 0:
+            raise StructureError("no atoms are left: none was created, or all were lost (a time step too long?)")
         order = _array(call.order, n)
         structure = Structure(
             self.numbers[_array(call.type, n)[order] - 1],

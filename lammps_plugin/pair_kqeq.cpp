@@ -11,6 +11,7 @@
 #include "force.h"
 #include "lammps.h"
 #include "memory.h"
+#include "modify.h"
 #include "neighbor.h"
 #include "pair.h"
 #include "update.h"
@@ -255,6 +256,13 @@ void PairKqeq::init_style()
   if (strcmp(update->unit_style, "metal") != 0)
     refuse(std::string("needs `units metal`; `units ") + update->unit_style + "` is not available in this version");
   if (!atom->q_flag) refuse("needs atoms with charges: use `atom_style charge` (or full)");
+  // all electrostatics is in this pair style: what would count it twice, or move charges it does not know of, is refused
+  if (force->kspace) refuse("sums all electrostatics itself: remove `kspace_style`");
+  if (force->pair_match("^hybrid$", 0))
+    refuse("acts on all pairs of atoms: use `hybrid/overlay` instead of `hybrid`");
+  if (force->pair_match("kqeq", 1, 1) != force->pair_match("kqeq", 1, 2)) refuse("can stand only once in hybrid/overlay");
+  if (!modify->get_fix_by_style("^efield").empty())
+    refuse("answers a field only through its keyword `field Ex Ey Ez`: remove `fix efield`");
   // no neighbour list is requested: the core finds its own pairs among the owned atoms of the single rank
 }
 

@@ -14,7 +14,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
 from kqeq_md.ase import KQEq, structure_from_atoms
-from kqeq_md.errors import FieldError, ModelError, StructureError
+from kqeq_md.errors import FieldError, KqeqError, ModelError, StructureError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
@@ -165,3 +165,30 @@ def test_module_does_not_shadow_ase() -> None:
     """kqeq_md/ase.py imports the real ASE, also when it is the first to do so."""
     code = "from kqeq_md.ase import KQEq; import ase; assert 'kqeq_md' not in ase.__file__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_words_are_refused(strong: Model) -> None:
+    with pytest.raises(TypeError, match="chrage"):
+        KQEq(strong, chrage=1)  # type: ignore[call-arg]
+    with pytest.raises(KqeqError, match="only `charge` and `field` can be set, got `chrage`"):
+        KQEq(strong).set(chrage=1)
+
+
+def test_set_and_copies_of_the_field(strong: Model, molecule: Atoms) -> None:
+    """`set` counts like assignment, and nobody else's array can change the field behind the calculator's back."""
+    field = np.array([0.0, 0.0, 0.05])
+    molecule.calc = KQEq(strong, charge=1, field=field)
+    first = molecule.get_potential_energy()
+    field[2] = 0.5
+    assert molecule.get_potential_energy() == first
+    with pytest.raises(ValueError, match="read-only"):
+        molecule.calc.field[2] = 0.5
+    assert set(molecule.calc.set(charge=0)) == {"charge"}
+    assert molecule.calc.charge == 0
+    assert molecule.get_potential_energy() != first
+
+
+@pytest.mark.parametrize("value", [None, "x", 0.0, 1.0, -1e-3])
+def test_accuracy_is_a_small_number(strong: Model, value: Any) -> None:
+    with pytest.raises(KqeqError, match="`accuracy` must lie between 0 and 1, got"):
+        KQEq(strong, accuracy=value)

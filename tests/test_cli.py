@@ -120,6 +120,8 @@ def test_train_command_writes_a_model_that_eval_reads(
         (["eval", str(NACL), "text.kqeq"], "is no extended XYZ"),
         (["train", "gone.toml", "-o", "m.kqeq"], "configuration gone.toml does not exist"),
         (["train", "good.toml", "-o", "no/such/folder/m.kqeq"], "`--output` must lie in a folder that exists"),
+        (["train", "good.toml", "-o", "."], "`--output` must be a file that can be written"),
+        (["demo", "-o", "text.kqeq"], "`--output` must be a folder that can be written"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -191,7 +191,8 @@ BAD_MESSAGES = {
     "message from i-PI must be one of EXIT, .* got b'HELLO": header("HELLO"),
     "`batch_size` must be 1 in this version, got 2": init(" , batch_size:2"),
     "`<parameters>` of the ffsocket must be empty, got 'charge'": init(" charge : 1 , "),
-    "length of the INIT text must not be negative, got -1": header("INIT") + np.array([0, -1], np.int32).tobytes(),
+    "length of the INIT text must lie between 0 and 1048576, got -1": header("INIT")
+    + np.array([0, -1], np.int32).tobytes(),
     "GETFORCE must follow POSDATA": header("GETFORCE"),
 }
 
@@ -284,6 +285,22 @@ def test_a_long_wait_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     with left, right:
         assert connection.connect(open_socket, "somewhere", 20) is right
     assert [record.message for record in caplog.records] == ["waiting up to 20 s for i-PI at somewhere"]
+
+
+def test_a_server_that_closes_before_it_speaks_is_refused(
+    nacl_model: Path, template: Path, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scripted_server(address, lambda driver: None):
+        assert drive(nacl_model, template, address) == 2
+    assert "closed the connection before its first message: is it i-PI?" in caplog.text
+
+
+def test_a_silent_server_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        threading.Timer(0.3, left.sendall, [header("STATUS")]).start()
+        connection.await_first_word(right, "somewhere", 0.05)
+    assert "connected to somewhere, which has said nothing for 0.05 s" in caplog.text
 
 
 def test_leaves_when_the_server_goes_in_the_middle(

@@ -396,3 +396,26 @@ def test_plugin_of_another_lammps_is_not_loaded(
     answer = here.lammps(here.script("run 0"), env=environment() | {"LAMMPS_PLUGIN_PATH": str(foreign)})
     assert answer.returncode == 0
     assert 'its plugin was built for LAMMPS "stable_1Jan2030 abc", this is "' in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("pair_style", "end", "message"),
+    [
+        (
+            "hybrid/overlay kqeq coul/long 5.0",
+            "pair_coeff * * coul/long\nkspace_style ewald 1e-4\nrun 0",
+            "kspace_style",
+        ),
+        ("hybrid kqeq lj/cut 3.0", "pair_coeff 2 2 lj/cut 0.01 2.0\nrun 0", "use `hybrid/overlay` instead of `hybrid`"),
+        ("hybrid/overlay kqeq", "fix e all efield 0.0 0.0 0.1\nrun 0", "remove `fix efield`"),
+    ],
+)
+def test_what_would_count_charges_twice_is_refused(here: Workplace, pair_style: str, end: str, message: str) -> None:
+    here.data(solid())
+    parts = {"pair_style": f"pair_style {pair_style}", "pair_coeff": f"pair_coeff * * kqeq {here.model} Na Cl"}
+    here.refused(here.script(end, **parts), message)
+
+
+def test_an_empty_box_is_named(here: Workplace) -> None:
+    create = "region box block 0 9 0 9 0 9\ncreate_box 2 box\nmass * 20.0"
+    here.refused(here.script("run 0", read=create), "no atoms are left")

@@ -150,7 +150,7 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "width": ({"gaussian_width": [1.0, -0.3]}, "`gaussian_width` must be positive, got -0.3 for Cl"),
     "zero width": ({"gaussian_width": [0.0, 1.0]}, "`gaussian_width` must be positive, got 0.0 for Na"),
     "repulsion": ({"repulsion_radius": [-1.0, 1.0]}, "`repulsion_radius` must be not negative, got -1.0 for Na"),
-    "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must be positive and finite, got -1.0"),
+    "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must lie between 0.5 and 30.0, got -1.0"),
     "soap name": ({"soap": {"cutof": 5.0}}, "damaged"),
     "more functions than the arrays": (
         {"soap": {"n_max": 5, "l_max": 2}},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kqeq_md.errors import FieldError, KqeqError, StructureError
+from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
@@ -403,3 +403,8 @@ def test_same_input_same_output(nacl_model: Path, helpers: Any) -> None:
     first, second = (Potential(nacl_model).compute(helpers.rock_salt()) for _ in range(2))
     np.testing.assert_array_equal(first.forces, second.forces)
     assert first.energy == second.energy
+
+
+def test_results_that_overflow_are_refused(potential: Potential, helpers: Any) -> None:
+    with pytest.raises(ChargeError, match="must be finite"):
+        potential.compute(helpers.cluster(charge=1e300))

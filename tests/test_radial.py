@@ -108,17 +108,17 @@ def test_radial_scaling(table: RadialTable) -> None:
 
 
 REFUSED = {
-    "cutoff": ({"cutoff": 0.0}, "`cutoff` must be positive and finite, got 0.0"),
-    "cutoff_width": ({"cutoff_width": -1.0}, "`cutoff_width` must be positive and finite, got -1.0"),
+    "cutoff": ({"cutoff": 0.0}, "`cutoff` must lie between 0.5 and 30.0, got 0.0"),
+    "cutoff_width": ({"cutoff_width": -1.0}, "`cutoff_width` must lie between 0.01 and 30.0, got -1.0"),
     "wide switch": ({"cutoff_width": 5.5}, "`cutoff_width` must not exceed the cutoff 5.0, got 5.5"),
-    "sigma": ({"sigma": float("nan")}, "`sigma` must be positive and finite, got nan"),
-    "n_max": ({"n_max": 0}, "`n_max` must be positive and finite, got 0"),
-    "l_max": ({"l_max": -1}, "`l_max` must not be negative, got -1"),
-    "radial_scale": ({"radial_scale": -2.0}, "`radial_scale` must not be negative, got -2.0"),
-    "odd exponent": ({"radial_exponent": 3}, "`radial_exponent` must be even and at least 2, got 3"),
+    "sigma": ({"sigma": float("nan")}, "`sigma` must lie between 0.05 and 5.0, got nan"),
+    "n_max": ({"n_max": 0}, "`n_max` must lie between 1 and 16, got 0"),
+    "l_max": ({"l_max": -1}, "`l_max` must lie between 0 and 20, got -1"),
+    "radial_scale": ({"radial_scale": -2.0}, "`radial_scale` must lie between 0.0 and 1000.0, got -2.0"),
+    "odd exponent": ({"radial_exponent": 3}, "`radial_exponent` must be even, got 3"),
     "fractional n_max": ({"n_max": 3.5}, "`n_max` must be a whole number, got 3.5"),
     "fractional l_max": ({"l_max": 2.5}, "`l_max` must be a whole number, got 2.5"),
-    "infinite cutoff": ({"cutoff": float("inf")}, "`cutoff` must be positive and finite, got inf"),
+    "infinite cutoff": ({"cutoff": float("inf")}, "`cutoff` must lie between 0.5 and 30.0, got inf"),
 }
 
 

@@ -287,9 +287,15 @@ def test_key_names_are_configurable(project: Path, model: Model) -> None:
         ("[kernel]", "[kernell]", r"unknown key `kernell`; did you mean `kernel`\?"),
         ("n_max = 3", "n_max = 3.5", "`descriptor.n_max` must be a whole number, got 3.5"),
         ("n_max = 3", 'n_max = "3"', "`descriptor.n_max` must be a whole number, got '3'"),
-        ("cutoff = 4.5", "cutoff = -1", "`cutoff` must be positive and finite, got -1"),
-        ("rounds = 1", "rounds = -1", "`fit.rounds` must not be negative, got -1"),
-        ("rounds = 1", "sigma_energy = 0", "`fit.sigma_energy` must be positive, got 0"),
+        ("cutoff = 4.5", "cutoff = -1", "`cutoff` must lie between 0.5 and 30.0, got -1"),
+        ("cutoff = 4.5", "cutoff = 1e6", "`cutoff` must lie between 0.5 and 30.0, got 1000000"),
+        ("l_max = 2", "l_max = 1000", "`l_max` must lie between 0 and 20, got 1000"),
+        ("radial_scale = 3.0", "radial_scale = nan", "`descriptor.radial_scale` must be a number, got nan"),
+        ("rounds = 1", "rounds = -1", "`fit.rounds` must lie between 0 and 100, got -1"),
+        ("rounds = 1", "sigma_energy = 0", "`fit.sigma_energy` must lie between 1e-09 and 1e\\+09, got 0"),
+        ("rounds = 1", "sigma_energy = inf", "`fit.sigma_energy` must be a number, got inf"),
+        ("rounds = 1", f"sigma_energy = 1{400 * '0'}", "`fit.sigma_energy` must be a number, got 1000"),
+        ("seed = 3", "seed = -1", "`seed` must lie between 0 and"),
         ("rounds = 1", 'targets = "spin"', r"`fit.targets` must be"),
         ("{ Na = 6.0, Cl = 8.0 }", "{ Na = 6.0 }", "`charges.hardness` must name every element of the data, Cl is"),
         ("{ Na = 6.0, Cl = 8.0 }", "{ Xx = 6.0 }", "`charges.hardness` must be given per element, got 'Xx'"),
@@ -349,3 +355,33 @@ def test_accuracy_on_the_supplied_nacl_set(reference_data: Path) -> None:
     assert errors["energy_per_atom"]["rmse"] < 0.008
     assert errors["forces"]["rmse"] < 0.070
     assert errors["charges"]["rmse"] < 0.020
+
+
+def test_periodic_frames_in_a_field_are_named(project: Path) -> None:
+    text = (project / "train.xyz").read_text()
+    (project / "train.xyz").write_text(text.replace('pbc="F F F"', 'Lattice="9 0 0 0 9 0 0 0 9" pbc="T T T"'))
+    with pytest.raises(ConfigError, match=r"train.xyz, frame 1: `field` must be zero along periodic axes"):
+        read_frames([project / "train.xyz"], Keys())
+
+
+def test_overlapping_atoms_are_named(tmp_path: Path, model: Model) -> None:
+    frames = random_clusters(12, 3, model, True)
+    positions = frames[2].structure.positions.copy()
+    positions[5] = positions[1] + [0.0, 0.0, 0.01]
+    frames[2] = replace(frames[2], structure=replace_positions(frames[2].structure, positions))
+    write_frames(tmp_path / "close.xyz", frames)
+    with pytest.raises(ConfigError, match=r"close.xyz, frame 2: `positions`: atoms \d and \d overlap"):
+        read_frames([tmp_path / "close.xyz"], Keys())
+
+
+def test_charges_that_miss_the_total_charge_are_warned_of(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = (project / "train.xyz").read_text()
+    (project / "train.xyz").write_text(text.replace("total_charge=", "charge="))
+    read_frames([project / "train.xyz"], Keys())
+    assert "charge labels miss the total charge in 8 of 12 frames, by up to 1 e" in caplog.text
+
+
+def test_slices_and_standard_input_are_no_files(project: Path) -> None:
+    for name in ("-", "train.xyz@0:3"):
+        with pytest.raises(ConfigError, match="does not exist"):
+            read_frames([name], Keys())

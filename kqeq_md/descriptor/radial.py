@@ -57,23 +57,20 @@ class SoapParameters:
     radial_exponent: int = 4
 
     def __post_init__(self) -> None:
-        positive = ("cutoff", "cutoff_width", "sigma", "n_max")
-        for name in positive:
-            if not 0 < getattr(self, name) < np.inf:
-                raise ConfigError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
+        bounds = {
+            "cutoff": (0.5, 30.0), "cutoff_width": (0.01, 30.0), "sigma": (0.05, 5.0), "n_max": (1, LARGEST_N_MAX),
+            "l_max": (0, 20), "radial_scale": (0.0, 1e3), "radial_exponent": (2, 20),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"`{name}` must lie between {low} and {high}, got {getattr(self, name)}")
         for name in ("n_max", "l_max", "radial_exponent"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise ConfigError(f"`{name}` must be a whole number, got {getattr(self, name)}")
-        if self.n_max > LARGEST_N_MAX:
-            raise ConfigError(f"`n_max` must not exceed {LARGEST_N_MAX}, got {self.n_max}")
-        if self.l_max < 0:
-            raise ConfigError(f"`l_max` must not be negative, got {self.l_max}")
         if self.cutoff_width > self.cutoff:
             raise ConfigError(f"`cutoff_width` must not exceed the cutoff {self.cutoff}, got {self.cutoff_width}")
-        if self.radial_scale < 0:
-            raise ConfigError(f"`radial_scale` must not be negative, got {self.radial_scale}")
-        if self.radial_exponent < 2 or self.radial_exponent % 2:
-            raise ConfigError(f"`radial_exponent` must be even and at least 2, got {self.radial_exponent}")
+        if self.radial_exponent % 2:
+            raise ConfigError(f"`radial_exponent` must be even, got {self.radial_exponent}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+LARGEST_NUMBER = 1e30
+"""Beyond it (infinity and NaN among them) a value is a mistake; TOML knows whole numbers of any length."""
+
 PerElement = float | dict[str, float]
 
 
@@ -151,7 +154,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"`{name}` must be a table, got {value!r}")
         return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
     if hint is int and not (number and float(value).is_integer()):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
     if hint is float and not number:
@@ -171,7 +174,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def _per_element_value(value: Any, name: str) -> PerElement:
     entries = value if isinstance(value, dict) else {"all": value}
     for symbol, entry in entries.items():
-        if isinstance(entry, bool) or not isinstance(entry, int | float):
+        if isinstance(entry, bool) or not isinstance(entry, int | float) or not abs(entry) < LARGEST_NUMBER:
             raise ConfigError(f"`{name}` must hold numbers, got {entry!r} for {symbol}")
         if symbol != "all" and symbol not in ATOMIC_NUMBERS:
             raise ConfigError(f"`{name}` must be given per element, got {symbol!r}")
@@ -179,22 +182,32 @@ def _per_element_value(value: Any, name: str) -> PerElement:
 
 
 def _check(config: Config) -> None:
+    fit, kernel = config.fit, config.kernel
     for name in ("sigma_energy", "sigma_forces", "sigma_charges", "sigma_dipole"):
-        if not getattr(config.fit, name) > 0:
-            raise ConfigError(f"`fit.{name}` must be positive, got {getattr(config.fit, name)}")
+        _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
     for name in ("prior_electronegativity", "prior_short_range"):
-        if not getattr(config.fit, name) > 0:
-            raise ConfigError(f"`fit.{name}` must be positive, got {getattr(config.fit, name)}")
-    if config.fit.rounds < 0:
-        raise ConfigError(f"`fit.rounds` must not be negative, got {config.fit.rounds}")
+        _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
+    _between("fit.rounds", fit.rounds, 0, 100)
+    _between("kernel.zeta", kernel.zeta, 1, 20)
+    _between("kernel.sparse_points", kernel.sparse_points, 1, 100_000)
+    _between("seed", config.seed, 0, 2**63)
+    for name, value, low, high in (
+        ("charges.hardness", config.charges.hardness, -1e3, 1e3),
+        ("charges.gaussian_width", config.charges.gaussian_width, 0.05, 10.0),
+        ("short_range.repulsion_radius", config.short_range.repulsion_radius, 0.0, 10.0),
+    ):
+        for entry in value.values() if isinstance(value, dict) else [value]:
+            if entry is not None:
+                _between(name, entry, low, high)
     if not config.fit.targets or set(config.fit.targets) - {"charges", "dipole"}:
         raise ConfigError(f'`fit.targets` must be "charges", "dipole" or both, got {config.fit.targets}')
-    if config.kernel.zeta < 1:
-        raise ConfigError(f"`kernel.zeta` must be at least 1, got {config.kernel.zeta}")
-    if config.kernel.sparse_points < 1:
-        raise ConfigError(f"`kernel.sparse_points` must be at least 1, got {config.kernel.sparse_points}")
     if not config.data.train:
         raise ConfigError("`data.train` must name at least one file, got []")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"`{name}` must lie between {low:g} and {high:g}, got {value}")
 
 
 def per_element(value: PerElement | None, species: tuple[str, ...], default_scale: float, name: str) -> list[float]:

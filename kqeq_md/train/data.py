@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,17 @@ import numpy as np
 from ase import Atoms
 from ase.io import read
 
+from kqeq_md.charges.field import field_potential
 from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
 from kqeq_md.errors import ConfigError, KqeqError
+from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
 from kqeq_md.structure import Floats, Structure
 from kqeq_md.train.config import Keys
+
+log = logging.getLogger("kqeq_md")
+
+CHARGE_SUM_TOLERANCE = 0.01
+"""e. Rounding in files and partitioning schemes stays below."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,23 @@ def read_frames(files: Sequence[str | Path], keys: Keys) -> list[Frame]:
             f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
             f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
         )
+    _warn_of_charge_sums(frames)
     return frames
+
+
+def _warn_of_charge_sums(frames: Sequence[Frame]) -> None:
+    """Charge labels that miss the total charge are often a misnamed key; a fit cannot follow them."""
+    off = [
+        (abs(frame.charges.sum() - frame.structure.charge), index)
+        for index, frame in enumerate(frames)
+        if frame.charges is not None and abs(frame.charges.sum() - frame.structure.charge) > CHARGE_SUM_TOLERANCE
+    ]
+    if off:
+        most, index = max(off)
+        log.warning(
+            "charge labels miss the total charge in %d of %d frames, by up to %.3g e (frame %d): is the key of the "
+            "total charge right?", len(off), len(frames), most, index,
+        )  # fmt: skip
 
 
 def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
@@ -65,10 +89,10 @@ def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
 
 
 def _read(file: str | Path) -> list[Atoms]:
+    if not Path(file).is_file():  # before ASE takes "-" for standard input and "@" for a slice
+        raise ConfigError(f"data file {file} does not exist")
     try:
-        atoms = read(file, index=":", format="extxyz")
-    except FileNotFoundError:
-        raise ConfigError(f"data file {file} does not exist") from None
+        atoms = read(Path(file), index=":", format="extxyz")
     except Exception as error:  # ASE's reader raises whatever its parser meets
         raise ConfigError(f"data file {file} is no extended XYZ: {type(error).__name__}: {error}") from None
     if not atoms:
@@ -105,6 +129,8 @@ def _frame(atoms: Atoms, keys: Keys) -> Frame:
         charge=0.0 if charge is None else float(charge),
         field=np.zeros(3) if (field := _label(atoms, keys.field, (3,))) is None else field,
     )
+    field_potential(structure)
+    find_pairs(structure, 2.0 * SHORTEST_DISTANCE)  # refuses overlapping atoms
     return Frame(
         structure,
         None if energy is None else float(energy),

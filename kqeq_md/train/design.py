@@ -147,6 +147,10 @@ def force_design(
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(fill, m) for m in range(most)]
-        for job in progress(jobs, "reverse passes, one per sparse point"):
-            job.result()
+        try:
+            for job in progress(jobs, "reverse passes, one per sparse point"):
+                job.result()
+        except BaseException:  # Ctrl-C: do not work off the queue first
+            pool.shutdown(cancel_futures=True)
+            raise
     return np.concatenate([r @ u for r, u in zip(raw, basis.whiten, strict=True)], axis=1)

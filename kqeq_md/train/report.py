@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kqeq_md.errors import KqeqError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import LocalPart, Potential
@@ -27,7 +28,12 @@ def evaluate(model: Model, frames: Sequence[Frame], progress: Progress) -> dict[
     "0", ...), `by_field` ("with", "without").
     """
     potential = Potential(model)
-    errors = [_errors(frame, potential.compute(frame.structure)) for frame in progress(frames, "evaluating")]
+    errors = []
+    for index, frame in enumerate(progress(frames, "evaluating")):
+        try:
+            errors.append(_errors(frame, potential.compute(frame.structure)))
+        except KqeqError as error:
+            raise KqeqError(f"frame {index}: {error}") from None
     return error_table(frames, errors)
 
 
