@@ -29,7 +29,7 @@ from kqeq_md.structure import Floats, Result, Structure
 log = logging.getLogger("kqeq_md")
 
 QUANTITIES = ("energies", "forces", "virial", "charges", "dipole")
-"""What may stand in `want`; the energy always comes."""
+"""What may stand in `want`; energy and charges come always."""
 
 
 class Potential:
@@ -126,8 +126,7 @@ class Potential:
         if "forces" in want or "virial" in want:
             grad_pairs = local.gradient(solution.charges)
             grad_r, grad_strain = electrostatic_gradient(structure, operator, solution.charges)
-            n_all = len(halo.forward(species))
-            forces = -(grad_r + halo.reverse(pairs.scatter(grad_pairs, n_all)))
+            forces = -(grad_r + halo.reverse(pairs.scatter(grad_pairs, len(local.species_all))))
             strain = grad_strain + halo.sum(pairs.vectors.T @ grad_pairs)
             virial = -0.5 * (strain + strain.T)
         return Result(
