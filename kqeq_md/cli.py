@@ -122,16 +122,17 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{arguments.model}: kQEq model, format {header['version']}")
     print(f"species           {', '.join(model.species)}")
-    print(f"cutoff            {model.cutoff:g} A")
     for name, value in header["soap"].items():
-        print(f"  {name:<16}{value:g}")
+        print(f"{name:<18}{value:g}")
     print(f"zeta              {model.zeta}")
     for symbol, points, hardness, width in zip(
         model.species, model.sparse_points, model.hardness, model.gaussian_width, strict=True
     ):
         print(f"{symbol:<18}{len(points)} sparse points, hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
     for name, table in model.training.get("errors", {}).items():
-        errors = ", ".join(f"{key} {entry['rmse']:.4g}" for key, entry in table.items() if key in QUANTITIES)
+        errors = ", ".join(
+            f"{key} {entry['rmse']:.4g} {QUANTITIES[key]}" for key, entry in table.items() if key in QUANTITIES
+        )
         print(f"{name:<18}{table['n_frames']} frames, RMSE {errors}")
     if model.training.get("level_determined") is False:
         print("ionisation energies are undetermined (total charge followed from composition in all training frames)")

@@ -23,6 +23,9 @@ MELT = {"cells": "2", "nvt": "300", "nve": "500", "sample": "10"}
 """Variables of `in.melt`: 64 atoms and a few hundred steps instead of 512 atoms and 10 ps."""
 
 FIELD = "0 0 0.05"
+DRIVER = ["-m", NACL.name, "-t", "init.xyz", "-u", "-a", "nacl_cluster", "--efield", FIELD]
+"""Arguments of `kqeq-ipi`."""
+
 TIME_LIMIT = 600.0
 """Seconds after which a run that hangs is ended; a run takes less than a minute."""
 
@@ -42,15 +45,18 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> str:
     lmp, ipi, driver = lammps_command(), program("i-pi"), program("kqeq-ipi")
     _copy_inputs(folder)
     start = time.monotonic()
-    say(f"LAMMPS: {lmp.name} -in in.melt (log: {folder / 'lammps.out'})")
-    settings = [word for name, value in MELT.items() for word in ("-var", name, value)]
-    _run([str(lmp), "-in", "in.melt", *settings], folder, "lammps.out")
-    say(f"i-PI: i-pi input.xml with kqeq-ipi (log: {folder / 'i-pi.out'})")
+    say(f"{lmp.name} {' '.join(_melt_arguments())}   (log: {folder / 'lammps.out'})")
+    _run([str(lmp), *_melt_arguments()], folder, "lammps.out")
+    say(f"i-pi input.xml and {driver.name} {' '.join(DRIVER)}   (log: {folder / 'i-pi.out'})")
     _run_ipi(ipi, driver, folder)
     melt = read_thermo(folder / "log.lammps")
     cluster = np.loadtxt(folder / "cluster.out")
     _plot(folder, melt, cluster)
     return _summary(folder, melt, cluster, time.monotonic() - start)
+
+
+def _melt_arguments() -> list[str]:
+    return ["-in", "in.melt", *(word for name, value in MELT.items() for word in ("-var", name, value))]
 
 
 def _copy_inputs(folder: Path) -> None:
@@ -80,8 +86,7 @@ def _run_ipi(ipi: Path, driver: Path, folder: Path) -> None:
             [str(ipi), "input.xml"], cwd=folder, env=environment(), stdout=stream, stderr=subprocess.STDOUT
         )
         try:
-            options = ["-m", NACL.name, "-t", "init.xyz", "-u", "-a", "nacl_cluster", "--efield", FIELD]
-            _run([str(driver), *options, "--wait", "30"], folder, "kqeq-ipi.out")
+            _run([str(driver), *DRIVER, "--wait", "30"], folder, "kqeq-ipi.out")
             if server.wait(timeout=TIME_LIMIT):
                 raise KqeqError(f"i-PI ended with exit code {server.returncode}: see {folder / 'i-pi.out'}")
         finally:
@@ -174,5 +179,5 @@ The shipped NaCl model ran in two engines, charges equilibrated again at every s
   i-PI, Na4Cl4 in a static field of {FIELD} V/A: the potential energy moves by {potential:.0f} meV,
     the conserved quantity by {conserved:.2f} meV
 Plot, logs, inputs and the model: {folder}/demo.png, lammps.out, i-pi.out, ...
-Again, by hand:  cd {folder} && {lammps_command().name} -in in.melt
+Again, by hand:  cd {folder} && {lammps_command().name} {" ".join(_melt_arguments())}
 """
