@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from numpy.typing import ArrayLike
@@ -15,8 +14,10 @@ from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Structure
 
+NO_FIELD = (0.0, 0.0, 0.0)
 
-def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike | None = None) -> Structure:
+
+def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike = NO_FIELD) -> Structure:
     """The `Structure` of ASE atoms. Total charge (e) and field (V/Angstrom) come from the arguments alone.
 
     Raises:
@@ -28,7 +29,7 @@ def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike | N
         cell=atoms.cell.array,
         pbc=tuple(atoms.pbc),
         charge=charge,
-        field=np.zeros(3) if field is None else field,
+        field=field,
     )
 
 
@@ -66,10 +67,10 @@ class KQEq(Calculator):
     ) -> None:
         super().__init__()
         self.potential = Potential(model, accuracy, tolerance)
-        self.set(charge=charge, field=(0.0, 0.0, 0.0) if field is None else field)
+        self.set(charge=charge, field=field)
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
-        """Change `charge` or `field`; returns what changed, as ASE's calculators do.
+        """Change `charge` or `field` (None: no field); returns what changed, as ASE's calculators do.
 
         Raises:
             KqeqError: another name, or a value that is not finite.
@@ -77,6 +78,8 @@ class KQEq(Calculator):
         for name in kwargs:
             if name not in ("charge", "field"):
                 raise KqeqError(f"only `charge` and `field` can be set, got `{name}`")
+        if "field" in kwargs and kwargs["field"] is None:
+            kwargs["field"] = NO_FIELD
         anything = Structure([1], [[0.0, 0.0, 0.0]], **kwargs)  # checks and copies the values
         changed: dict[str, Any] = super().set(**{name: getattr(anything, name) for name in kwargs})
         if changed:
@@ -100,7 +103,7 @@ class KQEq(Calculator):
 
     @field.setter
     def field(self, value: ArrayLike | None) -> None:
-        self.set(field=(0.0, 0.0, 0.0) if value is None else value)
+        self.set(field=value)
 
     def calculate(
         self,

@@ -108,7 +108,7 @@ class _Fit:
         self.descriptor, self.batch, self.basis = descriptor, batch, basis
         n_species = len(blank.species)
         self.design = np.concatenate([basis.kernel(batch), np.eye(n_species)[batch.species]], axis=1)
-        self.composition = batch.per_frame(np.eye(n_species)[batch.species])
+        self.frame_design = batch.per_frame(self.design)
         self.constants = np.zeros((3 * len(batch.species), n_species))  # a constant exerts no force
         self.responses = [self._response(f) for f in range(len(frames))]
         self.short_forces = self._force_design(np.ones(len(batch.species)))
@@ -142,9 +142,7 @@ class _Fit:
             np.concatenate([self._prior(fit.prior_electronegativity), self._prior(fit.prior_short_range)])
         )
         self._add_charge_rows(system, pad=columns)
-        energies = np.concatenate(
-            [batch.per_frame(charges[:, None] * self.design), batch.per_frame(self.design)], axis=1
-        )
+        energies = np.concatenate([batch.per_frame(charges[:, None] * self.design), self.frame_design], axis=1)
         forces = np.concatenate([self._force_design(charges), self.short_forces], axis=1)
         frozen = [self._frozen(f, charges[self._atoms(f)]) for f in range(len(self.frames))]
         self._add_energy_and_force_rows(system, energies, forces, frozen)
@@ -153,7 +151,7 @@ class _Fit:
     def short_range(self, model: Model, known: Sequence[tuple[float, Floats]], level: bool) -> Model:
         """Stage 3: `model` with the short range, and the level of chi if it can be told, on top of known energies."""
         total_charge = np.array([[frame.structure.charge] for frame in self.frames])
-        energies, forces = self.batch.per_frame(self.design), self.short_forces
+        energies, forces = self.frame_design, self.short_forces
         prior = self._prior(self.config.fit.prior_short_range)
         if level:
             energies = np.concatenate([energies, total_charge], axis=1)
@@ -170,7 +168,7 @@ class _Fit:
         """Whether the total charge of the frames with energies is more than a function of their composition."""
         rows = [f for f, frame in enumerate(self.frames) if frame.energy is not None]
         total_charge = np.array([self.frames[f].structure.charge for f in rows])
-        composition = self.composition[rows]
+        composition = self.frame_design[rows, self.basis.size :]  # the columns of constants count atoms
         rest = total_charge - composition @ np.linalg.lstsq(composition, total_charge, rcond=None)[0]
         return bool(np.abs(rest).max(initial=0.0) > 1e-6)
 
