@@ -71,9 +71,9 @@ class Evaluation:
             KqeqError: the structure, the field or the result is refused.
         """
         # i-PI sends a cell even where the boundaries are open
-        cell = request.cell if self.template.periodic else self.template.cell
+        cell = self.template.cell if self.template.boundary == "open" else request.cell
         structure = replace(self.template, positions=request.positions, cell=cell)
-        want = _WANT if structure.periodic else (*_WANT, "dipole")
+        want = (*_WANT, "dipole") if structure.boundary == "open" else _WANT
         return encode_result(self.potential.compute(structure, want=want))
 
 
@@ -140,13 +140,13 @@ def _prepare(arguments: argparse.Namespace) -> Evaluation:
         KqeqError: the model, the template or the field is refused.
     """
     potential = Potential(arguments.model)
+    trial = Potential(potential.model)  # so that the first step starts from nothing, as in any other engine
     atoms = read_template(arguments.template, arguments.pbc)
     template = structure_from_atoms(atoms, arguments.charge, arguments.efield)
     evaluate = Evaluation(potential, template)
-    evaluate(Request(cell=template.cell, positions=template.positions))
-    boundary = "periodic" if template.periodic else "open"
-    logger.info("%d atoms, %s boundaries, charge %g e", len(template), boundary, template.charge)
-    if template.periodic:
+    Evaluation(trial, template)(Request(cell=template.cell, positions=template.positions))
+    logger.info("%d atoms, boundary: %s, charge %g e", len(template), template.boundary, template.charge)
+    if template.boundary != "open":
         logger.warning("no dipole in the extras: it has no meaning for a cell whose charges flow freely")
     return evaluate
 

@@ -21,7 +21,8 @@ def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike = N
     """The `Structure` of ASE atoms. Total charge (e) and field (V/Angstrom) come from the arguments alone.
 
     Raises:
-        StructureError: NaN, a cell without volume, or a boundary that is periodic along some axes only.
+        StructureError: NaN, a cell without volume, a boundary that is periodic along one axis, or a slab whose open
+            cell vector is not perpendicular to the periodic ones.
     """
     return Structure(
         atoms.numbers,
@@ -41,10 +42,11 @@ class KQEq(Calculator):
         charge: total charge Q, e.
         field: static field F, V/Angstrom, three numbers; the energy is E_0 - F.mu.
         accuracy: target rms force error of the periodic Coulomb sum, eV/Angstrom.
-        tolerance: largest accepted relative residual of the charge equilibration.
+        tolerance: largest accepted relative residual of the charge equilibration, at most 1e-4.
 
-    Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, `dipole` (e Angstrom, about the
-    coordinate origin) for open ones; asking for the other raises `PropertyNotImplementedError`.
+    Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, and for slabs whose `atoms.cell` has a
+    vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
+    origin) is defined for open atoms. Asking for what is not defined raises `PropertyNotImplementedError`.
 
     `atoms.info["charge"]`, `atoms.info["total_charge"]` and initial charges of atoms are not read: the total charge is
     the argument `charge`, and charges are equilibrated at every call.
@@ -63,7 +65,7 @@ class KQEq(Calculator):
         charge: float = 0.0,
         field: ArrayLike | None = None,
         accuracy: float = 1e-5,
-        tolerance: float = 1e-8,
+        tolerance: float = 1e-5,
     ) -> None:
         super().__init__()
         self.potential = Potential(model, accuracy, tolerance)
@@ -115,12 +117,17 @@ class KQEq(Calculator):
         super().calculate(atoms, properties, system_changes)
         wanted = properties or ["energy"]
         structure = structure_from_atoms(self.atoms, self.charge, self.field)
-        if structure.periodic and "dipole" in wanted:
+        if structure.boundary != "open" and "dipole" in wanted:
             raise PropertyNotImplementedError(
                 "`dipole` is not defined for periodic atoms whose charges flow freely: it depends on their wrapping"
             )
-        if not structure.periodic and "stress" in wanted:
-            raise PropertyNotImplementedError("`stress` needs a periodic cell")
+        has_volume = structure.boundary != "open" and self.atoms.cell.rank == 3
+        if not has_volume and "stress" in wanted:
+            raise PropertyNotImplementedError(
+                "`stress` needs a periodic cell with a volume: give a slab a cell vector along its open axis"
+                if structure.boundary == "slab"
+                else "`stress` needs a periodic cell"
+            )
         result = self.potential.compute(structure)
         self.results = {
             "energy": result.energy,
@@ -129,7 +136,7 @@ class KQEq(Calculator):
             "forces": result.forces,
             "charges": result.charges,
         }
-        if result.virial is not None and structure.periodic:
+        if result.virial is not None and has_volume:
             stress = -result.virial / structure.volume
             self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
         if result.dipole is not None:

@@ -1,18 +1,54 @@
-"""Pairs of atoms within a cutoff."""
+"""Pairs of atoms within a cutoff: a half list with a skin, kept from step to step.
+
+Periodic images are points of their own, written beside the atoms, so that whoever walks the list needs no lattice
+vectors. Two images of the same pair differ by the sign of their lattice vector S; only S > 0 (its first component
+that is not zero is positive) is written, which makes every pair stand exactly once.
+
+The list holds all pairs below r_list when it is built. Let D = cell(build)^-1 cell(now), s its smallest singular
+value and u_i = |R_i(now) - R_i(build) D|. A pair that is now at r was then at most at (r + u_i + u_j) / s, so that all
+pairs below the cutoff are still there while
+
+    s r_list - (the two largest u) >= cutoff.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-from vesin import NeighborList
 
-from kqeq_md.errors import StructureError
+from kqeq_md.errors import KqeqError, StructureError
+from kqeq_md.jit import JIT
 from kqeq_md.structure import Floats, Structure
+
+Ints = NDArray[np.int64]
+Rows = NDArray[np.uint32]
+Shifts = NDArray[np.int32]
 
 SHORTEST_DISTANCE = 0.2
 """Angstrom. Closer atoms are a mistake in the input (two atoms on one site), not physics."""
+
+FARTHEST = 1e9
+"""Angstrom. Coordinates beyond it have fewer than seven digits left behind the point."""
+
+FEWEST_SORTED = 500
+"""Atoms. Below it everything fits into the fastest cache and the order does not matter."""
+
+SORT_DISTANCE = 4.0
+"""Angstrom. Edge of the cells by which atoms are sorted, and the displacement that makes a new order worthwhile."""
+
+BINS_PER_REACH = 2
+"""Smaller bins hold fewer pairs beyond the reach, but there are more of them."""
+
+MOST_BINS = 2**20
+"""Bins along one axis: the index of a bin in three dimensions fits into 64 bits."""
+
+MOST_TRANSLATIONS = 10**8
+MOST_IMAGES = 2 * 10**7
+MOST_PAIRS = 10**9
+"""Bounds of what one process can hold (1 GB of images, 4 GB of pairs): beyond them the cell is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +61,12 @@ class Pairs:
         vectors: R_neighbour - R_centre, Angstrom, shape (n_pairs, 3).
     """
 
-    first: NDArray[np.int64]
-    neighbour: NDArray[np.int64]
+    first: Ints
+    neighbour: Ints
     vectors: Floats
 
     @property
-    def centre(self) -> NDArray[np.int64]:
+    def centre(self) -> Ints:
         """Index of the centre of each pair, shape (n_pairs,)."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
@@ -47,19 +83,436 @@ def find_pairs(structure: Structure, cutoff: float) -> Pairs:
     """All directed pairs with a distance below `cutoff` (Angstrom), images of small cells included.
 
     Raises:
-        StructureError: two atoms closer than 0.2 Angstrom.
+        StructureError: two atoms closer than 0.2 Angstrom; a cell far too small for the cutoff.
     """
-    n = len(structure)
-    search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
-    i, j, vectors, distances = search.compute(
-        points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijDd"
-    )
-    if len(distances) and distances.min() < SHORTEST_DISTANCE:
-        k = int(distances.argmin())
+    once = NeighbourList(skin=0.0)
+    once.order = np.arange(len(structure.positions))
+    once._build(structure, lattice_of(structure), cutoff)
+    return once.pairs(cutoff)
+
+
+class NeighbourList:
+    """Half list of pairs within cutoff + skin, kept from step to step; rebuilt when atoms moved or the cell changed.
+
+    A pair of two atoms stands with the smaller row, a pair of an atom and an image with the atom.
+
+    Args:
+        skin: how far beyond the cutoff pairs are listed, Angstrom.
+
+    Attributes:
+        order: spatial order, row k of everything below is atom order[k] of the structure, shape (n,).
+        positions: the n atoms, continuous since the list was built, then images, Angstrom, shape (n_all, 3).
+        owner: the row of which each row is an image; owner[:n] = arange(n), shape (n_all,).
+        first: the neighbours of row i are neighbour[first[i]:first[i + 1]], shape (n + 1,).
+        neighbour: rows of `positions`, images included, shape (n_half,).
+        builds: how often the list was built.
+        sorts: how often `order` was made.
+
+    Raises:
+        KqeqError: a skin that is negative or not finite.
+    """
+
+    order: Ints
+    positions: Floats
+    owner: Rows
+    first: Ints
+    neighbour: Rows
+    _numbers: Ints
+    _pbc: tuple[bool, ...]
+    _shifts: Shifts
+    _lattice: Floats
+    _fractions: Floats
+    _sorted_fractions: Floats
+
+    def __init__(self, skin: float = 1.0) -> None:
+        if not 0.0 <= skin < np.inf:
+            raise KqeqError(f"`skin` must be at least 0 Angstrom, got {skin!r}")
+        self.skin = skin
+        self.builds = 0
+        self.sorts = 0
+        self.order = np.empty(0, dtype=np.int64)
+        self._forget()
+
+    def update(self, structure: Structure, cutoff: float) -> None:
+        """Make the list good for all pairs below `cutoff` (Angstrom) at the positions of `structure`.
+
+        Raises:
+            KqeqError: a cutoff that is not positive.
+            StructureError: coordinates beyond 1e9 Angstrom; a cell far too small for the cutoff.
+        """
+        if not 0.0 < cutoff < np.inf:
+            raise KqeqError(f"`cutoff` must be positive, got {cutoff!r}")
+        lattice = lattice_of(structure)
+        same = self._pbc == structure.pbc and np.array_equal(self._numbers, structure.numbers)
+        largest, second = self._follow(structure, lattice) if same else (np.inf, np.inf)
+        if same and self._stretch(lattice) * self._reach - (largest + second) >= cutoff:
+            self._cutoff = cutoff
+            place_images(self.positions, self.owner, self._shifts, lattice)
+            return
+        if largest > SORT_DISTANCE or self._unsorted(structure, lattice):
+            self._sort(structure, lattice)
+        self._build(structure, lattice, cutoff)
+
+    def pairs(self, cutoff: float) -> Pairs:
+        """All directed pairs of atoms below `cutoff` (Angstrom) in the sorted order; neighbours are the owners' rows.
+
+        Raises:
+            KqeqError: a cutoff beyond the one that the list was made good for.
+            StructureError: two atoms closer than 0.2 Angstrom, by their indices in the structure.
+        """
+        if not 0.0 < cutoff <= self._cutoff:
+            raise KqeqError(f"`cutoff` must be positive and at most {self._cutoff:g}, as in `update`, got {cutoff!r}")
+        half = (self.first, self.neighbour, self.owner, self.positions)
+        none, free = np.empty(0, dtype=np.int64), np.zeros(len(self.first), dtype=np.int64)
+        shortest, i, j = directed_pairs(*half, cutoff, free, none, np.empty((0, 3)))
+        if shortest < SHORTEST_DISTANCE:
+            raise StructureError(
+                f"`positions`: atoms {self.order[i]} and {self.order[j]} overlap, {shortest:.3g} Angstrom apart "
+                f"(at least {SHORTEST_DISTANCE} needed)"
+            )
+        first = np.concatenate([[0], np.cumsum(free[:-1])])
+        neighbour, vectors = np.empty(first[-1], dtype=np.int64), np.empty((first[-1], 3))
+        directed_pairs(*half, cutoff, first.copy(), neighbour, vectors)
+        return Pairs(first, neighbour, vectors)
+
+    @property
+    def cutoff(self) -> float:
+        """All pairs below it are in the list at the positions of the last `update`, Angstrom."""
+        return self._cutoff
+
+    @property
+    def reach(self) -> float:
+        """All pairs below it were listed when the list was built, Angstrom."""
+        return self._reach
+
+    def _forget(self) -> None:
+        """Hold no list: before the first, and while one is built, so that two are never in memory."""
+        self._cutoff = self._reach = 0.0
+        self._pbc = ()
+        self._numbers = np.empty(0, dtype=np.int64)
+        self._lattice = np.eye(3)
+        self._fractions = self.positions = np.empty((0, 3))
+        self._shifts = np.empty((0, 3), dtype=np.int32)
+        self.owner = self.neighbour = np.empty(0, dtype=np.uint32)
+        self.first = np.zeros(1, dtype=np.int64)
+
+    def _follow(self, structure: Structure, lattice: Floats) -> tuple[float, float]:
+        """Take the positions of `structure`, continuous since the build; returns the two largest u, Angstrom."""
+        now = structure.positions[self.order]
+        inverse, periodic = np.linalg.inv(lattice), np.array(structure.pbc)
+        largest, second = follow(now, lattice, inverse, periodic, self._fractions, self.positions)
+        return largest, second
+
+    def _stretch(self, lattice: Floats) -> float:
+        """The smallest singular value s of D: how much of a distance at the build is at least left."""
+        return float(np.linalg.svd(np.linalg.solve(self._lattice, lattice), compute_uv=False)[-1])
+
+    def _unsorted(self, structure: Structure, lattice: Floats) -> bool:
+        """True if the rms displacement since the sort exceeds `SORT_DISTANCE`."""
+        if len(self.order) < FEWEST_SORTED:
+            return False
+        moved = structure.positions @ np.linalg.inv(lattice) - self._sorted_fractions
+        moved -= np.round(moved) * structure.pbc
+        return bool(np.mean(((moved @ lattice) ** 2).sum(axis=1)) > SORT_DISTANCE**2)
+
+    def _sort(self, structure: Structure, lattice: Floats) -> None:
+        """Make `order` by cells of `SORT_DISTANCE`, numbered along the last axis first; few atoms keep their order."""
+        points, self._sorted_fractions = wrap(structure.positions, lattice, structure.pbc)
+        few = len(points) < FEWEST_SORTED
+        self.order = np.arange(len(points)) if few else sort_into_bins(points, SORT_DISTANCE).row.astype(np.int64)
+        self.sorts += 1
+
+    def _build(self, structure: Structure, lattice: Floats, cutoff: float) -> None:
+        """Wrap the atoms into the cell, write their images and find all pairs within cutoff + skin."""
+        self._forget()
+        reach = cutoff + self.skin
+        if np.abs(structure.positions).max() > FARTHEST:
+            raise StructureError(
+                f"`positions` must lie within {FARTHEST:g} Angstrom, got {np.abs(structure.positions).max():.3g}"
+            )
+        atoms, fractions = wrap(structure.positions[self.order], lattice, structure.pbc)
+        owner, shifts = images_within(atoms, fractions, lattice, structure.pbc, reach)
+        positions = np.concatenate([atoms, np.empty((len(owner) - len(atoms), 3))])
+        place_images(positions, owner, shifts, lattice)
+        self.first, self.neighbour = half_list(positions, len(atoms), reach, structure.cell)
+        self.positions, self.owner = positions, owner
+        self._shifts, self._fractions, self._lattice = shifts, fractions, lattice
+        self._pbc, self._numbers = structure.pbc, structure.numbers.copy()
+        self._reach, self._cutoff = reach, cutoff
+        self.builds += 1
+
+
+def lattice_of(structure: Structure) -> Floats:
+    """Periodic lattice vectors as rows; unit vectors perpendicular to all of them along open axes; shape (3, 3)."""
+    if not any(structure.pbc):
+        return np.eye(3)
+    lattice = np.array(structure.cell)
+    unit = np.linalg.inv(lattice).T
+    unit /= np.linalg.norm(unit, axis=1)[:, None]
+    is_open = ~np.array(structure.pbc)
+    lattice[is_open] = unit[is_open]
+    return lattice
+
+
+def wrap(positions: Floats, lattice: Floats, pbc: tuple[bool, ...]) -> tuple[Floats, Floats]:
+    """Positions inside the cell along periodic axes, Angstrom, and their fractional coordinates, each shape (n, 3)."""
+    fractions = positions @ np.linalg.inv(lattice)
+    cells = np.floor(fractions) * pbc
+    return positions - cells @ lattice, fractions - cells
+
+
+def images_within(
+    atoms: Floats, fractions: Floats, lattice: Floats, pbc: tuple[bool, ...], reach: float
+) -> tuple[Rows, Shifts]:
+    """Owners of atoms and images, shape (n_all,), and the lattice vector S > 0 of each image, shape (n_images, 3).
+
+    An image is written if it lies within `reach` (Angstrom) of the box around the atoms, the box
+    along the lattice vectors as well as the one along x, y, z.
+
+    Raises:
+        StructureError: more images than memory holds.
+    """
+    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0) * (1 + 1e-9)  # at least the rounding of the wrap
+    low, high = fractions.min(axis=0) - margin, fractions.max(axis=0) + margin
+    box_low, box_high = atoms.min(axis=0) - reach, atoms.max(axis=0) + reach
+    most = np.where(pbc, np.floor(np.ptp(fractions, axis=0) + margin), 0.0)
+    count = np.prod(2.0 * most + 1.0)
+    owner, shifts = np.empty(0, dtype=np.uint32), np.empty((0, 3), dtype=np.int32)
+    if count <= MOST_TRANSLATIONS:
+        search = (atoms, fractions, lattice, most.astype(np.int64), low, high, box_low, box_high, reach)
+        count = images_in_box(*search, owner, shifts)
+        if count <= MOST_IMAGES:
+            owner, shifts = np.empty(count, dtype=np.uint32), np.empty((count, 3), dtype=np.int32)
+            images_in_box(*search, owner, shifts)
+    if count > MOST_IMAGES:
         raise StructureError(
-            f"`positions`: atoms {int(i[k])} and {int(j[k])} overlap, {distances[k]:.3g} Angstrom apart "
-            f"(at least {SHORTEST_DISTANCE} needed)"
+            f"`cell` must be larger: neighbours within {reach:g} Angstrom need more than {MOST_IMAGES:g} images "
+            f"of the atoms, got {lattice.tolist()}"
         )
+    return np.concatenate([np.arange(len(atoms), dtype=np.uint32), owner]), shifts
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Points sorted into boxes; only boxes that hold points cost memory.
+
+    Attributes:
+        row: the points, sorted by box, then by index, shape (n_all,).
+        key: (x n_y + y) n_z + z of the box of each, ascending, shape (n_all,).
+        shape: boxes along each axis n_x, n_y, n_z.
+        side: edges of a box, Angstrom, shape (3,).
+    """
+
+    row: Rows
+    key: Ints
+    shape: Ints
+    side: Floats
+
+
+def sort_into_bins(points: Floats, side: float) -> Bins:
+    """Bins of edge `side` (Angstrom); longer along axes that would have more than `MOST_BINS`."""
+    low = points.min(axis=0)
+    sides = np.maximum(side, np.ptp(points, axis=0) / MOST_BINS)
+    index = ((points - low) / sides).astype(np.int64)
+    shape = index.max(axis=0) + 1
+    key = (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    row = np.argsort(key, kind="stable")
+    return Bins(row.astype(np.uint32), key[row], shape, sides)
+
+
+def half_list(positions: Floats, n: int, reach: float, cell: Floats) -> tuple[Ints, Rows]:
+    """`first` (n + 1,) and `neighbour` (n_half,) of all pairs i < j within `reach` (Angstrom) with i an atom, i < n.
+
+    Pairs are counted before they are written, so that no more memory is used than they need.
+
+    Raises:
+        StructureError: more pairs than memory holds.
+    """
+    bins = sort_into_bins(positions, reach / BINS_PER_REACH * (1 + 1e-6))  # far more than rounding moves a point
+    span = np.ceil(reach / bins.side).astype(np.int64)
+    points = np.ascontiguousarray(positions[bins.row].T)
     first = np.zeros(n + 1, dtype=np.int64)
-    np.cumsum(np.bincount(i.astype(np.int64), minlength=n), out=first[1:])
-    return Pairs(first, j.astype(np.int64), np.ascontiguousarray(vectors))
+    search = (bins.key, bins.row, points, bins.shape, span, reach, first)
+    pairs_in_bins(*search, np.empty(0, dtype=np.uint32))
+    np.cumsum(first, out=first)
+    if first[-1] > MOST_PAIRS:
+        raise StructureError(
+            f"`cell` and `positions` must leave more room: {first[-1]:.3g} pairs within {reach:g} Angstrom, "
+            f"at most {MOST_PAIRS:g}, got {cell.tolist()}"
+        )
+    neighbour = np.empty(first[-1], dtype=np.uint32)
+    pairs_in_bins(*search, neighbour)
+    return first, neighbour
+
+
+@njit(**JIT)
+def follow(
+    now: Floats, lattice: Floats, inverse: Floats, periodic: NDArray[np.bool_], fractions: Floats, positions: Floats
+) -> tuple[float, float]:
+    """R_i - w_i.cell into positions[:n], w_i = round(f_i - f_i(build)); the two largest u.
+
+    u_i = |(f_i - f_i(build) - w_i).cell|: an atom that is written in another cell has not moved.
+    """
+    largest = second = 0.0
+    moved = np.empty(3)
+    for i in range(len(now)):
+        for a in range(3):
+            positions[i, a] = now[i, a]
+        for a in range(3):
+            moved[a] = -fractions[i, a]
+            for b in range(3):
+                moved[a] += now[i, b] * inverse[b, a]
+            cells = np.round(moved[a]) if periodic[a] else 0.0
+            moved[a] -= cells
+            if cells != 0.0:
+                for b in range(3):
+                    positions[i, b] -= cells * lattice[a, b]
+        u2 = 0.0
+        for b in range(3):
+            u2 += (moved[0] * lattice[0, b] + moved[1] * lattice[1, b] + moved[2] * lattice[2, b]) ** 2
+        if u2 > largest:
+            largest, second = u2, largest
+        elif u2 > second:
+            second = u2
+    return np.sqrt(largest), np.sqrt(second)
+
+
+@njit(**JIT)
+def place_images(positions: Floats, owner: Rows, shifts: Shifts, lattice: Floats) -> None:
+    """R_owner + S.cell into the rows of the images."""
+    n = len(owner) - len(shifts)
+    for k in range(len(shifts)):
+        for b in range(3):
+            positions[n + k, b] = positions[owner[n + k], b] + (
+                shifts[k, 0] * lattice[0, b] + shifts[k, 1] * lattice[1, b] + shifts[k, 2] * lattice[2, b]
+            )
+
+
+@njit(**JIT)
+def images_in_box(
+    atoms: Floats, fractions: Floats, lattice: Floats, most: Ints,
+    low: Floats, high: Floats, box_low: Floats, box_high: Floats, reach: float, owner: Rows, shifts: Shifts,
+) -> int:  # fmt: skip
+    """Number of images R_i + S.cell, S > 0, in both boxes; writes as many of them as `owner` holds."""
+    count = 0
+    widest = box_high - box_low - reach  # an atom shifted further leaves the box
+    t = np.empty(3)
+    for x in range(most[0] + 1):
+        for y in range(-most[1] if x > 0 else 0, most[1] + 1):
+            for z in range(-most[2] if x > 0 or y > 0 else 1, most[2] + 1):
+                for b in range(3):
+                    t[b] = x * lattice[0, b] + y * lattice[1, b] + z * lattice[2, b]
+                if abs(t[0]) > widest[0] or abs(t[1]) > widest[1] or abs(t[2]) > widest[2]:
+                    continue
+                for i in range(len(atoms)):
+                    if (
+                        low[0] <= fractions[i, 0] + x <= high[0]
+                        and low[1] <= fractions[i, 1] + y <= high[1]
+                        and low[2] <= fractions[i, 2] + z <= high[2]
+                        and box_low[0] <= atoms[i, 0] + t[0] <= box_high[0]
+                        and box_low[1] <= atoms[i, 1] + t[1] <= box_high[1]
+                        and box_low[2] <= atoms[i, 2] + t[2] <= box_high[2]
+                    ):
+                        if count < len(owner):
+                            owner[count] = i
+                            shifts[count, 0], shifts[count, 1], shifts[count, 2] = x, y, z
+                        count += 1
+                if count > MOST_IMAGES:
+                    return count
+    return count
+
+
+@njit(**JIT)
+def pairs_in_bins(
+    key: Ints, row: Rows, points: Floats, shape: Ints, span: Ints, reach: float, first: Ints, neighbour: Rows
+) -> None:
+    """Neighbours j > i of each atom i: their number into first[i + 1], or, where `neighbour` has room, their rows."""
+    n, n_all = len(first) - 1, len(key)
+    most = (2 * span[0] + 1) * (2 * span[1] + 1)
+    starts, ends = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64)
+    found = np.empty(0, dtype=np.uint32)
+    begin = 0
+    while begin < n_all:
+        end = begin
+        while end < n_all and key[end] == key[begin]:
+            end += 1
+        if row[begin] < n:  # atoms stand before images in each bin
+            columns = columns_around(key[begin], key, shape, span, starts, ends)
+            candidates = (ends[:columns] - starts[:columns]).sum()
+            if len(found) <= candidates:
+                found = np.empty(2 * candidates + 1, dtype=np.uint32)
+            for k in range(begin, end):
+                i = row[k]
+                if i >= n:
+                    break
+                count = later_rows_within(k, i, row, points, reach, starts[:columns], ends[:columns], found)
+                if len(neighbour) > 0:
+                    neighbour[first[i] : first[i] + count] = found[:count]
+                else:
+                    first[i + 1] = count
+        begin = end
+
+
+@njit(**JIT)
+def columns_around(key_i: int, key: Ints, shape: Ints, span: Ints, starts: Ints, ends: Ints) -> int:
+    """Ranges of points in the bins up to `span` from bin `key_i`, one for each column along z that is not empty."""
+    z = key_i % shape[2]
+    y = key_i // shape[2] % shape[1]
+    x = key_i // shape[2] // shape[1]
+    bottom, top = max(z - span[2], 0), min(z + span[2], shape[2] - 1)
+    columns = 0
+    for x_near in range(max(x - span[0], 0), min(x + span[0], shape[0] - 1) + 1):
+        for y_near in range(max(y - span[1], 0), min(y + span[1], shape[1] - 1) + 1):
+            column = (x_near * shape[1] + y_near) * shape[2]
+            starts[columns] = np.searchsorted(key, column + bottom)
+            ends[columns] = np.searchsorted(key, column + top + 1)
+            if ends[columns] > starts[columns]:
+                columns += 1
+    return columns
+
+
+@njit(**JIT)
+def later_rows_within(
+    k: int, i: int, row: Rows, points: Floats, reach: float, starts: Ints, ends: Ints, found: Rows
+) -> int:
+    """Rows j > i within `reach` of point k in the given ranges into `found`; returns their number."""
+    x, y, z, reach2 = points[0, k], points[1, k], points[2, k], reach * reach
+    count = 0
+    for c in range(len(starts)):
+        for m in range(starts[c], ends[c]):
+            dx, dy, dz = points[0, m] - x, points[1, m] - y, points[2, m] - z
+            found[count] = row[m]  # written first and kept if it counts: no branch to mispredict
+            count += (row[m] > i) & (dx * dx + dy * dy + dz * dz < reach2)
+    return count
+
+
+@njit(**JIT)
+def directed_pairs(
+    first: Ints, neighbour: Rows, owner: Rows, positions: Floats, cutoff: float,
+    free: Ints, directed: Ints, vectors: Floats,
+) -> tuple[float, int, int]:  # fmt: skip
+    """Both directions of each pair below the cutoff, written where free[centre] says, which moves on.
+
+    Without room in `directed` they are only counted. Returns the shortest distance and the two atoms' rows.
+    """
+    shortest, i_shortest, j_shortest = np.inf, 0, 0
+    d = np.empty(3)
+    for i in range(len(first) - 1):
+        for k in range(first[i], first[i + 1]):
+            for a in range(3):
+                d[a] = positions[neighbour[k], a] - positions[i, a]
+            r2 = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
+            if r2 >= cutoff * cutoff:
+                continue
+            j = owner[neighbour[k]]
+            if r2 < shortest:
+                shortest, i_shortest, j_shortest = r2, i, j
+            if len(directed) > 0:
+                here = free[i]
+                there = free[j] + (1 if i == j else 0)
+                directed[here], directed[there] = j, i
+                for a in range(3):
+                    vectors[here, a], vectors[there, a] = d[a], -d[a]
+            free[i] += 1
+            free[j] += 1
+    return np.sqrt(shortest), i_shortest, j_shortest

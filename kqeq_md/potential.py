@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.charges.equilibrate import electrostatic_gradient, equilibrate
+from kqeq_md.charges.constraints import Constraint, total_charge
+from kqeq_md.charges.equilibrate import ChargeSolver, electrostatic_gradient
 from kqeq_md.charges.field import dipole, field_potential
+from kqeq_md.charges.preconditioner import RADIUS
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.electrostatics.coulomb import coulomb
+from kqeq_md.electrostatics.coulomb import Electrostatics
+from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, KqeqError, StructureError
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.kernel import normalise, normalise_vjp, predict, predict_vjp
 from kqeq_md.model import Model, load_model
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours import NeighbourList, Pairs
 from kqeq_md.short_range import repulsion
 from kqeq_md.structure import Floats, Result, Structure
+from kqeq_md.threads import kernel_threads
 
 log = logging.getLogger("kqeq_md")
 
@@ -32,25 +37,51 @@ QUANTITIES = ("energies", "forces", "virial", "charges", "dipole")
 """What may stand in `want`; energy and charges come always."""
 
 
+ROUGHEST = 0.1
+"""eV/Angstrom. Errors beyond it are those of no force field."""
+
+TIGHTEST, LOOSEST = 1e-14, 1e-4
+"""Bounds of the tolerance: rounding below, and above forces would no longer be those of the energy."""
+
+
 class Potential:
     """A model, ready to compute.
 
+    Structures that follow each other, as in molecular dynamics, share neighbour lists, a preconditioner and a guess of
+    the charges; a result differs by no more than the tolerance from that of a new `Potential`.
+
     Args:
         model: a `Model` or the path of a `.kqeq` file.
-        accuracy: target rms force error of the periodic Coulomb sum, eV/Angstrom.
-        tolerance: largest accepted relative residual of the charge equilibration.
+        accuracy: target rms force error of the Coulomb sum, eV/Angstrom.
+        tolerance: largest accepted relative residual of the charge equilibration, at most 1e-4.
+        vacuum: between the images of a slab, Angstrom; None for as much as the accuracy needs.
 
     Raises:
+        KqeqError: accuracy, tolerance or vacuum out of range.
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, model: Model | str | Path, accuracy: float = 1e-5, tolerance: float = 1e-8) -> None:
-        for name, value in (("accuracy", accuracy), ("tolerance", tolerance)):
-            if not isinstance(value, int | float) or not 0.0 < value < 1.0:
-                raise KqeqError(f"`{name}` must lie between 0 and 1, got {value!r}")
+    def __init__(
+        self,
+        model: Model | str | Path,
+        accuracy: float = 1e-5,
+        tolerance: float = 1e-5,
+        vacuum: float | None = None,
+    ) -> None:
+        for name, value, low, high in (
+            ("accuracy", accuracy, FINEST, ROUGHEST), ("tolerance", tolerance, TIGHTEST, LOOSEST),
+        ):  # fmt: skip
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise KqeqError(f"`{name}` must lie between {low:g} and {high:g}, got {value!r}")
+        if vacuum is not None and not (isinstance(vacuum, int | float) and 0.0 < vacuum < np.inf):
+            raise KqeqError(f"`vacuum` must be positive, got {vacuum!r}")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.accuracy = accuracy
         self.tolerance = tolerance
+        threads = kernel_threads()
+        self._neighbours = NeighbourList()
+        self._electrostatics = Electrostatics(self.model.gaussian_width, self.model.hardness, accuracy, vacuum, threads)
+        self._charges = ChargeSolver(tolerance, threads)
         self._warned_charged_cell = False
 
     @cached_property
@@ -81,6 +112,7 @@ class Potential:
         want: Collection[str] = QUANTITIES,
         pairs: Pairs | None = None,
         halo: Halo = SERIAL,
+        constraint: Constraint | None = None,
     ) -> Result:
         """Equilibrate the charges and return the energy and what else is wanted.
 
@@ -90,11 +122,13 @@ class Potential:
             pairs: neighbours within `model.cutoff` of the owned atoms among owned atoms and ghosts; found here if None.
             halo: how values travel between owners and ghosts. The charges are solved for the owned atoms alone,
                 so that one process has to own all of them; ghosts are their images.
+            constraint: sums of charges, as `fragment_charges` makes them; None for the total charge alone.
 
         Raises:
             StructureError: unknown elements, overlapping atoms.
             FieldError: a field that has no meaning for the boundary.
-            ChargeError: charges without a minimum, or a result that is not finite.
+            ChargeError: charges without a minimum, sums of charges that are not the structure's, or a result that is
+                not finite.
         """
         unknown = set(want) - set(QUANTITIES)
         if unknown:
@@ -102,10 +136,12 @@ class Potential:
         species = self.species_index(structure.numbers)
         field_potential(structure)  # refuse before anything is computed
         self._warn_charged_cell(structure)
-        pairs = find_pairs(structure, self.model.cutoff) if pairs is None else pairs
+        if constraint is None:
+            constraint = total_charge(len(structure), structure.charge)
+        constraint.check(len(structure), structure.charge)
 
         with np.errstate(all="ignore"):  # what overflows is refused below
-            result = self._evaluate(structure, want, species, pairs, halo)
+            result = self._evaluate(structure, want, species, pairs, halo, constraint)
         _check_finite(result)
         return result
 
@@ -114,29 +150,50 @@ class Potential:
         structure: Structure,
         want: Collection[str],
         species: NDArray[np.int64],
-        pairs: Pairs,
+        pairs: Pairs | None,
         halo: Halo,
+        constraint: Constraint,
     ) -> Result:
-        local = LocalPart(self.model, self.descriptor, species, pairs, halo)
-        operator = coulomb(structure, self.model.gaussian_width[species], self.model.hardness[species], self.accuracy)
-        solution = equilibrate(structure, operator, local.electronegativity, self.tolerance)
-        energies = solution.energies + local.energies
+        self._update_neighbours(structure)
+        # charges are computed in the spatial order of the neighbour list, the local part in that of its pairs
+        order = self._neighbours.order
+        local_order = order if pairs is None else np.arange(len(structure))
+        pairs = self._neighbours.pairs(self.model.cutoff) if pairs is None else pairs
+        local = LocalPart(self.model, self.descriptor, species[local_order], pairs, halo)
+
+        ordered = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
+        electronegativity = _restored(local.electronegativity, local_order)[order]
+        while True:
+            operator = self._electrostatics.at(ordered, species[order], self._neighbours)
+            solution = self._charges.solve(
+                ordered, operator, self._neighbours, electronegativity, constraint.ordered(order)
+            )
+            if self._electrostatics.serves(solution.charges):
+                break
+            self._update_neighbours(structure)
+        charges = _restored(solution.charges, order)
+        energies = _restored(solution.energies, order) + _restored(local.energies, local_order)
 
         forces = virial = None
         if "forces" in want or "virial" in want:
-            grad_pairs = local.gradient(solution.charges)
-            grad_r, grad_strain = electrostatic_gradient(structure, operator, solution.charges)
-            forces = -(grad_r + halo.reverse(pairs.scatter(grad_pairs, len(local.species_all))))
+            grad_pairs = local.gradient(charges[local_order])
+            grad_r, grad_strain = electrostatic_gradient(ordered, operator, solution.charges)
+            grad_local = halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
+            forces = -(_restored(grad_r, order) + _restored(grad_local, local_order))
             strain = grad_strain + halo.sum(pairs.vectors.T @ grad_pairs)
             virial = -0.5 * (strain + strain.T)
         return Result(
             energy=float(halo.sum(energies.sum())),
-            charges=solution.charges,
+            charges=charges,
             energies=energies if "energies" in want else None,
             forces=forces if "forces" in want else None,
             virial=virial if "virial" in want else None,
-            dipole=dipole(structure, solution.charges) if "dipole" in want else None,
+            dipole=dipole(structure, charges) if "dipole" in want else None,
         )
+
+    def _update_neighbours(self, structure: Structure) -> None:
+        reach = max(self.model.cutoff, self._electrostatics.cutoff(structure), RADIUS)
+        self._neighbours.update(structure, reach)
 
     def _warn_charged_cell(self, structure: Structure) -> None:
         if structure.periodic and structure.charge != 0 and not self._warned_charged_cell:
@@ -146,6 +203,13 @@ class Potential:
                 "energies of cells of different size or charge are not comparable",
                 structure.charge,
             )
+
+
+def _restored(values: Floats, order: NDArray[np.int64]) -> Floats:
+    """Values of atoms `order` in the order of the structure, shape of `values`."""
+    out = np.empty_like(values)
+    out[order] = values
+    return out
 
 
 def _check_finite(result: Result) -> None:

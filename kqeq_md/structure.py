@@ -30,6 +30,16 @@ def _floats(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
     return array
 
 
+def plane(cell: Floats, open_axis: int) -> tuple[Floats, Floats]:
+    """The two periodic vectors of a slab, Angstrom, shape (2, 3), and their unit normal, shape (3,).
+
+    They follow the open axis in cyclic order, so that the normal in its place makes a right-handed cell.
+    """
+    lateral = cell[[(open_axis + 1) % 3, (open_axis + 2) % 3]]
+    normal = np.cross(*lateral)
+    return lateral, normal / np.linalg.norm(normal)
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """Atoms, their boundary, their total charge and the applied static field.
@@ -37,8 +47,9 @@ class Structure:
     Args:
         numbers: atomic numbers, shape (n,).
         positions: Angstrom, shape (n, 3).
-        cell: lattice vectors as rows, Angstrom, shape (3, 3); None for open boundaries.
-        pbc: periodic along each lattice vector: all True, or all False (open).
+        cell: lattice vectors as rows, Angstrom, shape (3, 3); None for open boundaries. The vector of a slab's open
+            axis is perpendicular to the others; its length has no meaning, and zero becomes the unit normal.
+        pbc: periodic along each lattice vector: all True, all False (open), or one False (slab).
         charge: total charge Q, e.
         field: static field F, V/Angstrom, shape (3,); the energy holds -F.mu.
 
@@ -74,12 +85,13 @@ class Structure:
         if len(axes) != 3:
             raise StructureError(f"`pbc` must be one or three booleans, got {pbc!r}")
         periodic = tuple(bool(axis) for axis in axes)
-        if any(periodic) and not all(periodic):
+        if sum(periodic) == 1:
             raise StructureError(
-                f"`pbc` must be all True or all False, got {periodic}: "
-                "slabs and wires are not available in this version"
+                f"`pbc` must be True for all axes, for two (slab) or for none, got {periodic}: wires are not available"
             )
         lattice = _floats("cell", np.zeros((3, 3)) if cell is None else cell, (3, 3))
+        if sum(periodic) == 2:
+            lattice = _slab_cell(lattice, periodic.index(False))
         if all(periodic) and abs(np.linalg.det(lattice)) < 1e-6:
             raise StructureError(f"`cell` must have a volume for pbc=True, got {lattice.tolist()}")
         set_field = object.__setattr__  # the one place where the frozen fields are set
@@ -94,14 +106,53 @@ class Structure:
         return len(self.numbers)
 
     @property
+    def boundary(self) -> str:
+        """ "open", "slab" or "periodic": no, two or three periodic axes."""
+        return {0: "open", 2: "slab", 3: "periodic"}[sum(self.pbc)]
+
+    @property
     def periodic(self) -> bool:
-        """True for a cell that repeats along all three lattice vectors, False for open boundaries."""
+        """True for a cell that repeats along all three lattice vectors, False for slabs and open boundaries."""
         return all(self.pbc)
 
     @property
+    def open_axis(self) -> int | None:
+        """The lattice vector along which a slab does not repeat; None for the other boundaries."""
+        return self.pbc.index(False) if self.boundary == "slab" else None
+
+    @property
+    def normal(self) -> Floats:
+        """Unit normal of a slab, shape (3,).
+
+        Raises:
+            StructureError: not a slab.
+        """
+        if self.open_axis is None:
+            raise StructureError(f"`normal` needs a slab (two periodic axes), got pbc = {self.pbc}")
+        return plane(self.cell, self.open_axis)[1]
+
+    @property
     def volume(self) -> float:
-        """Volume of the cell, Angstrom^3."""
+        """Volume of the cell, Angstrom^3; that of a slab is as long as its open vector happens to be."""
         return float(abs(np.linalg.det(self.cell)))
+
+
+def _slab_cell(cell: Floats, open_axis: int) -> Floats:
+    """The cell of a slab, checked, with a vector along the open axis."""
+    lateral = np.delete(cell, open_axis, axis=0)
+    if np.linalg.norm(np.cross(*lateral)) < 1e-6:
+        raise StructureError(f"`cell` must have an area: periodic vectors are parallel or zero, got {lateral.tolist()}")
+    normal, out = plane(cell, open_axis)[1], cell.copy()
+    length = np.linalg.norm(cell[open_axis])
+    if length < 1e-6:
+        out[open_axis] = normal
+    elif np.linalg.norm(cell[open_axis] - (cell[open_axis] @ normal) * normal) > 1e-6 * length:
+        raise StructureError(
+            f"`cell` vector {open_axis} must be perpendicular to the periodic ones, as `pbc` leaves it open, "
+            f"got {cell.tolist()}"
+        )
+    out.setflags(write=False)
+    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,8 @@ class Call(ctypes.Structure):
         ("elements", POINTER(c_char_p)),
         ("charge", c_double),
         ("field", c_double * 3),
+        ("accuracy", c_double),
+        ("tolerance", c_double),
         ("cell", c_double * 9),
         ("x", POINTER(c_double)),
         ("f", POINTER(c_double)),
@@ -70,14 +72,15 @@ class PairStyle:
     Args:
         model: path of the model file.
         elements: element symbol of each type.
+        accuracy, tolerance: of `Potential`; those that are left out are its defaults.
 
     Raises:
         KqeqError: an element that the model does not know, or types that are left out.
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, model: str, elements: list[str]) -> None:
-        self.potential = Potential(model)
+    def __init__(self, model: str, elements: list[str], **knobs: float) -> None:
+        self.potential = Potential(model, **knobs)
         known = dict(zip(self.potential.model.species, self.potential.model.numbers, strict=True))
         for index, element in enumerate(elements, start=1):
             if element == "NULL":
@@ -150,7 +153,9 @@ _warnings = _Warnings()
 
 def _open(call: Call) -> None:
     elements = [os.fsdecode(call.elements[i]) for i in range(call.n_types)]
-    style = _styles[call.pair] = PairStyle(os.fsdecode(call.model), elements)
+    knobs = {name: getattr(call, name) for name in ("accuracy", "tolerance")}
+    given = {name: value for name, value in knobs.items() if value != 0.0}
+    style = _styles[call.pair] = PairStyle(os.fsdecode(call.model), elements, **given)
     style.compile(periodic=any(call.periodic))
     call.cutoff = style.potential.model.cutoff
 

@@ -23,7 +23,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -38,6 +40,7 @@ struct KqeqCall {
   const char *model;              // path of the model file
   const char *const *elements;    // element of each LAMMPS type, n_types strings
   double charge, field[3];        // e, V/Angstrom
+  double accuracy, tolerance;     // of the Coulomb sum, eV/Angstrom; of the charges; 0: the core's own defaults
   double cell[9];                 // lattice vectors as rows, Angstrom
   double *x, *f, *q, *eatom;      // LAMMPS' arrays of owned atoms; eatom is null when not wanted
   const int *type, *order;        // LAMMPS types; owned atoms in the order of their ids
@@ -202,21 +205,30 @@ void PairKqeq::settings(int narg, char **arg)
 {
   if (comm->nprocs > 1)
     refuse("runs on one MPI rank in this version, got " + std::to_string(comm->nprocs) + " ranks");
-  call.charge = 0.0;
+  call.charge = call.accuracy = call.tolerance = 0.0;
   std::fill(call.field, call.field + 3, 0.0);
-  bool seen_charge = false, seen_field = false;
+  struct Keyword {
+    double *values;
+    int count;
+  };
+  std::map<std::string, Keyword> unread = {
+      {"charge", {&call.charge, 1}},
+      {"field", {call.field, 3}},
+      {"accuracy", {&call.accuracy, 1}},
+      {"tolerance", {&call.tolerance, 1}},
+  };
+  const std::set<std::string> known = {"charge", "field", "accuracy", "tolerance"};
   int iarg = 0;
   while (iarg < narg) {
     const std::string keyword = arg[iarg];
-    const bool charge = keyword == "charge";
-    if (!charge && keyword != "field")
-      refuse("unknown keyword `" + keyword + "`, the keywords are: charge Q, field Ex Ey Ez");
-    bool &seen = charge ? seen_charge : seen_field;
-    if (seen) refuse("keyword `" + keyword + "` is given twice");
-    seen = true;
-    const int count = charge ? 1 : 3;
-    read_numbers(arg[iarg], iarg, narg, arg, count, charge ? &call.charge : call.field);
-    iarg += 1 + count;
+    if (!known.count(keyword))
+      refuse("unknown keyword `" + keyword + "`, the keywords are: charge Q, field Ex Ey Ez, accuracy A, tolerance T");
+    const auto found = unread.find(keyword);
+    if (found == unread.end()) refuse("keyword `" + keyword + "` is given twice");
+    const Keyword read = found->second;
+    read_numbers(arg[iarg], iarg, narg, arg, read.count, read.values);
+    unread.erase(found);
+    iarg += 1 + read.count;
   }
   try {
     Python::start();

@@ -113,7 +113,7 @@ def test_dipole_of_periodic_atoms_is_refused(strong: Model, crystal: Atoms) -> N
 
 def test_stress_of_open_atoms_is_refused(strong: Model, molecule: Atoms) -> None:
     molecule.calc = KQEq(strong)
-    with pytest.raises(PropertyNotImplementedError, match="`stress` needs a periodic cell"):
+    with pytest.raises(PropertyNotImplementedError, match="`stress` needs a periodic cell$"):
         molecule.get_stress()
     with pytest.raises(PropertyNotImplementedError):
         molecule.get_magnetic_moment()
@@ -126,10 +126,32 @@ def test_unknown_element_is_named(strong: Model, molecule: Atoms) -> None:
         molecule.get_potential_energy()
 
 
-def test_slab_is_refused(strong: Model, crystal: Atoms) -> None:
-    crystal.pbc = (True, True, False)
+@pytest.mark.parametrize("field", [None, (0, 0, 0.05)])
+def test_slab_is_that_of_the_core(strong: Model, helpers: Any, field: Any) -> None:
+    solid = helpers.rock_salt(rattle=0.25)
+    slab = Atoms(solid.numbers, solid.positions, cell=[5.7, 5.7, 20.0], pbc=(True, True, False))
+    slab.calc = KQEq(strong, charge=1, field=field, tolerance=1e-10)
+    structure = structure_from_atoms(slab, charge=1, field=(0, 0, 0) if field is None else field)
+    wanted = Potential(strong, tolerance=1e-10).compute(structure)
+    assert slab.get_potential_energy() == wanted.energy
+    np.testing.assert_array_equal(slab.get_forces(), wanted.forces)
+    assert wanted.virial is not None
+    np.testing.assert_allclose(slab.get_stress(voigt=False), -wanted.virial / (5.7**2 * 20.0), rtol=1e-14)
+    with pytest.raises(PropertyNotImplementedError, match="`dipole` is not defined for periodic atoms"):
+        slab.get_dipole_moment()
+
+
+def test_wire_is_refused(strong: Model, crystal: Atoms) -> None:
+    crystal.pbc = (True, False, False)
     crystal.calc = KQEq(strong)
-    with pytest.raises(StructureError, match="`pbc` must be all True or all False"):
+    with pytest.raises(StructureError, match="`pbc` must be True for all axes, for two .slab. or for none.*wires"):
+        crystal.get_potential_energy()
+
+
+def test_slab_with_a_slanted_open_vector_is_refused(strong: Model, crystal: Atoms) -> None:
+    crystal.pbc = (True, False, True)
+    crystal.calc = KQEq(strong)
+    with pytest.raises(StructureError, match="`cell` vector 1 must be perpendicular to the periodic ones"):
         crystal.get_potential_energy()
 
 
@@ -190,5 +212,11 @@ def test_set_and_copies_of_the_field(strong: Model, molecule: Atoms) -> None:
 
 @pytest.mark.parametrize("value", [None, "x", 0.0, 1.0, -1e-3])
 def test_accuracy_is_a_small_number(strong: Model, value: Any) -> None:
-    with pytest.raises(KqeqError, match="`accuracy` must lie between 0 and 1, got"):
+    with pytest.raises(KqeqError, match="`accuracy` must lie between 1e-12 and 0.1, got"):
         KQEq(strong, accuracy=value)
+
+
+@pytest.mark.parametrize("value", [None, "x", 0.0, 1e-3, -1e-3])
+def test_tolerance_is_a_small_number(strong: Model, value: Any) -> None:
+    with pytest.raises(KqeqError, match="`tolerance` must lie between 1e-14 and 0.0001, got"):
+        KQEq(strong, tolerance=value)

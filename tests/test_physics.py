@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from math import erf
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kqeq_md.charges.constraints import Constraint, fragment_charges
+from kqeq_md.electrostatics import coulomb
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
@@ -25,11 +28,18 @@ FIELD = (0.03, -0.05, 0.08)
 TRICLINIC = np.array([[0.0, 0.12, 0.05], [0.0, 0.02, -0.1], [0.0, 0.0, 0.06]])
 ORTHORHOMBIC = np.diag([0.05, -0.04, 0.1])
 
+IN_PLANE = np.array([[0.0, 0.12, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.06]])
+TALL = 0.08  # V/Angstrom, along the normal of a slab
+
 SYSTEMS = {
     "open": ("open", 0.0, None),
     "open, charged": ("open", 1.0, None),
     "open, field": ("open", 0.0, FIELD),
     "open, charged, field": ("open", 1.0, FIELD),
+    "slab": ("slab", 0.0, None),
+    "slab, charged": ("slab", 1.0, None),
+    "slab, field": ("slab", 0.0, (0, 0, TALL)),
+    "slab, charged, field": ("slab", 1.0, (0, 0, TALL)),
     "orthorhombic": ("orthorhombic", 0.0, None),
     "orthorhombic, charged": ("orthorhombic", 1.0, None),
     "triclinic": ("triclinic", 0.0, None),
@@ -45,22 +55,54 @@ def potential(strong: Model) -> Potential:
 @pytest.fixture(scope="module")
 def exact(strong: Model) -> Potential:
     """For finite differences: energies whose truncation error a division by the step leaves small."""
-    return Potential(strong, accuracy=1e-13, tolerance=1e-12)
+    return Potential(strong, accuracy=1e-11, tolerance=1e-12)
+
+
+def slab(helpers: Any, **kwargs: Any) -> Structure:
+    """Eight rattled atoms, periodic along two oblique vectors of the xy plane."""
+    solid = helpers.rock_salt(rattle=0.3, strain=IN_PLANE)
+    cell = solid.cell * np.array([[1.0], [1.0], [0.0]])
+    return Structure(solid.numbers, solid.positions, cell=cell, pbc=(True, True, False), **kwargs)
 
 
 @pytest.fixture(params=SYSTEMS.values(), ids=SYSTEMS.keys())
 def structure(request: pytest.FixtureRequest, helpers: Any) -> Structure:
     """Eight rattled atoms: every boundary, with and without charge, and with a field where one is allowed."""
     boundary, charge, field = request.param
+    inside = {"charge": charge, **({} if field is None else {"field": field})}
     if boundary == "open":
-        return helpers.cluster(charge=charge, **({} if field is None else {"field": field}))
+        return helpers.cluster(**inside)
+    if boundary == "slab":
+        return slab(helpers, **inside)
     strain = ORTHORHOMBIC if boundary == "orthorhombic" else TRICLINIC
-    return helpers.rock_salt(rattle=0.3, strain=strain, charge=charge)
+    return helpers.rock_salt(rattle=0.3, strain=strain, **inside)
+
+
+@pytest.fixture(params=[False, True], ids=["total", "fragments"])
+def constraint(request: pytest.FixtureRequest, structure: Structure) -> Constraint | None:
+    """The total charge alone, or two fragments of both elements and a rest."""
+    if not request.param:
+        return None
+    return fragment_charges(8, structure.charge, [[0, 1, 5], [7, 2]], [0.4, -0.3])
 
 
 @pytest.fixture
-def result(potential: Potential, structure: Structure) -> Result:
-    return potential.compute(structure)
+def result(potential: Potential, structure: Structure, constraint: Constraint | None) -> Result:
+    return potential.compute(structure, constraint=constraint)
+
+
+def strained(structure: Structure, deform: np.ndarray) -> Structure:
+    """Positions and cell times `deform`; the field of a slab turns with its normal, for only there it has a meaning."""
+    cell = structure.cell @ deform
+    field = structure.field
+    if structure.boundary == "slab":
+        cell[structure.open_axis] = 0.0  # perpendicular to the plane, wherever that turns
+        empty = Structure([1], [[0, 0, 0]], cell=cell, pbc=structure.pbc)
+        field = (structure.field @ structure.normal) * empty.normal
+    return Structure(
+        structure.numbers, structure.positions @ deform, cell=cell, pbc=structure.pbc, charge=structure.charge,
+        field=field,
+    )  # fmt: skip
 
 
 def same(got: Result, wanted: Result, relative: float, names: tuple[str, ...]) -> None:
@@ -73,25 +115,82 @@ def same(got: Result, wanted: Result, relative: float, names: tuple[str, ...]) -
 
 
 # --- derivatives. Steps of 5e-4 A (strain 1e-4): short, since the third derivative jumps where a switch begins or ends.
-# Rounding of 100 eV leaves 1e-9, the descriptor's interpolation 1e-10 / 5e-4, the Ewald sum 1e-9 eV/A
+# Rounding of 100 eV leaves 1e-9, the descriptor's interpolation 1e-10 / 5e-4, the Coulomb sum 1e-9 eV/A
 
 
-def test_forces(exact: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+def test_forces(
+    exact: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
+) -> None:
     def energy(r: np.ndarray) -> float:
-        return exact.compute(helpers.moved(structure, r), want=()).energy
+        return exact.compute(helpers.moved(structure, r), want=(), constraint=constraint).energy
 
     wanted = -helpers.five_point(energy, structure.positions, 5e-4)
     assert np.abs(wanted).max() > 0.5  # eV/A: large enough for a relative error to mean something
     np.testing.assert_allclose(result.forces, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
 
 
-def test_virial(exact: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+def test_virial(
+    exact: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
+) -> None:
     def energy(strain: np.ndarray) -> float:
         symmetric = np.eye(3) + 0.5 * (strain + strain.T)
-        return exact.compute(helpers.strained(structure, symmetric), want=()).energy
+        return exact.compute(strained(structure, symmetric), want=(), constraint=constraint).energy
 
     wanted = -helpers.five_point(energy, np.zeros((3, 3)), 1e-4)
+    assert np.abs(wanted).max() > 0.05  # eV
     np.testing.assert_allclose(result.virial, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
+
+
+LARGE = {
+    "open, direct": ((4, False), 0.0),
+    "open, mesh": ((4, False), np.inf),
+    "slab": ((3, (True, True, False)), np.inf),
+    "periodic": ((3, True), np.inf),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+@pytest.mark.parametrize("constrained", [False, True], ids=["total", "fragments"])
+def test_forces_and_virial_of_many_atoms(
+    potential: Potential, exact: Potential, kind: str, charge: float, constrained: bool, helpers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Along a random direction of all positions, one coordinate and one strain: mesh, sorting and iteration at work."""
+    (cells, pbc), per_pair = LARGE[kind]
+    monkeypatch.setattr(coulomb, "PER_DIRECT_PAIR", per_pair)
+    rng = np.random.default_rng(7)
+    solid = helpers.rock_salt(cells, rattle=0.25, charge=charge)
+    cell = solid.cell * (np.arange(3)[:, None] < (2 if kind == "slab" else 3))
+    along = (0, 0, TALL) if kind == "slab" else FIELD if kind.startswith("open") else (0, 0, 0)
+    still = Structure(solid.numbers, solid.positions, cell=cell, pbc=pbc, charge=charge, field=along)
+    n = len(still)
+    pieces = [rng.permutation(n)[: n // 3], []]
+    pieces[1] = np.setdiff1d(np.arange(n), pieces[0])[:20]
+    constraint = fragment_charges(n, charge, pieces, [1.0, -0.5]) if constrained else None
+    got = potential.compute(still, constraint=constraint)
+    for rows, total in zip(pieces, (1.0, -0.5), strict=True):
+        held = got.charges[rows].sum() == pytest.approx(total, abs=1e-10)  # rounding of some hundred charges
+        assert held == constrained
+
+    direction, shear = rng.normal(size=(n, 3)), rng.normal(size=(3, 3))
+    direction /= np.linalg.norm(direction)
+    shear += shear.T
+    single = np.zeros((n, 3))
+    single[n // 2, 1] = 1.0
+
+    def slope(move: Callable[[float], Structure], step: float) -> float:
+        def energy(x: np.ndarray) -> float:
+            return exact.compute(move(float(x[0])), want=(), constraint=constraint).energy
+
+        return float(helpers.five_point(energy, np.zeros(1), step)[0])
+
+    # energies of 1e3 to 4e3 eV round to 5e-13: 3e-9 eV/A for steps of 5e-4 A; forces are 1 to 5 eV/A, virials 10 eV
+    for vector in (direction, single):
+        wanted = -slope(lambda x, v=vector: helpers.moved(still, still.positions + x * v), 5e-4)
+        assert (got.forces * vector).sum() == pytest.approx(wanted, abs=1e-7 * np.abs(got.forces).max())
+    wanted = -slope(lambda x: strained(still, np.eye(3) + x * shear), 1e-4)
+    assert (got.virial * shear).sum() == pytest.approx(wanted, abs=1e-7 * np.abs(got.virial).max())
 
 
 @pytest.mark.parametrize("muted", ["electronegativity", "short-range energy", "repulsion"])
@@ -117,7 +216,9 @@ def test_repulsion_acts_between_the_right_nuclei(strong: Model, potential: Poten
 # --- symmetries, to rounding: sums of some thousand terms, and Ewald's sums of terms of 50 eV
 
 
-def test_rotation(potential: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+def test_rotation(
+    potential: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
+) -> None:
     rotation = helpers.random_rotation(3)
     turned = potential.compute(
         Structure(
@@ -127,7 +228,8 @@ def test_rotation(potential: Potential, structure: Structure, result: Result, he
             pbc=structure.pbc,
             charge=structure.charge,
             field=structure.field @ rotation,
-        )
+        ),
+        constraint=constraint,
     )
     wanted = Result(
         result.energy,
@@ -141,10 +243,12 @@ def test_rotation(potential: Potential, structure: Structure, result: Result, he
     same(turned, wanted, 1e-9, names)
 
 
-def test_translation(potential: Potential, structure: Structure, result: Result, helpers: Any) -> None:
+def test_translation(
+    potential: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
+) -> None:
     """A charged system in a field gains -Q F.t; nothing else changes."""
     t = np.array([3.3, -7.1, 12.4])
-    shifted = potential.compute(helpers.moved(structure, structure.positions + t))
+    shifted = potential.compute(helpers.moved(structure, structure.positions + t), constraint=constraint)
     gain = -structure.charge * (structure.field @ t)
     assert shifted.energy == pytest.approx(result.energy + gain, abs=1e-9)
     np.testing.assert_allclose(shifted.charges, result.charges, atol=1e-11)
@@ -153,7 +257,7 @@ def test_translation(potential: Potential, structure: Structure, result: Result,
         np.testing.assert_allclose(shifted.dipole, result.dipole + structure.charge * t, atol=1e-10)
 
 
-def test_permutation(potential: Potential, structure: Structure, result: Result) -> None:
+def test_permutation(potential: Potential, structure: Structure, constraint: Constraint | None, result: Result) -> None:
     order = np.random.default_rng(5).permutation(len(structure))
     mixed = potential.compute(
         Structure(
@@ -163,7 +267,8 @@ def test_permutation(potential: Potential, structure: Structure, result: Result)
             pbc=structure.pbc,
             charge=structure.charge,
             field=structure.field,
-        )
+        ),
+        constraint=None if constraint is None else constraint.ordered(order),
     )
     wanted = Result(
         result.energy, result.charges[order], result.energies[order], result.forces[order], result.virial, result.dipole
@@ -171,13 +276,15 @@ def test_permutation(potential: Potential, structure: Structure, result: Result)
     same(mixed, wanted, 1e-10, ("charges", "energies", "forces", "virial"))
 
 
-def test_sums(structure: Structure, result: Result) -> None:
+def test_sums(structure: Structure, constraint: Constraint | None, result: Result) -> None:
     """sum q = Q, sum F = Q times the field, the atoms' energies add up; all to rounding of eight numbers."""
     assert result.charges.sum() == pytest.approx(structure.charge, abs=1e-12)
+    if constraint is not None:
+        np.testing.assert_allclose(np.bincount(constraint.group, result.charges), constraint.charges, atol=1e-12)
     np.testing.assert_allclose(result.forces.sum(axis=0), structure.charge * structure.field, atol=1e-9)
     assert result.energies.sum() == pytest.approx(result.energy, rel=1e-13)
     np.testing.assert_array_equal(result.virial, result.virial.T)
-    if structure.periodic:
+    if structure.boundary != "open":
         assert result.dipole is None
     else:
         np.testing.assert_allclose(result.dipole, result.charges @ structure.positions, rtol=1e-12)
@@ -228,6 +335,98 @@ def test_wrapping_does_not_matter(potential: Potential, charge: float, helpers: 
     integers[0] = (100, -50, 30)
     scattered = potential.compute(helpers.moved(cell, cell.positions + integers @ cell.cell))
     same(scattered, potential.compute(cell), 1e-10, ("charges", "energies", "forces", "virial"))
+
+
+# --- slabs
+
+
+@pytest.mark.parametrize("field", [0.0, TALL])
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+def test_open_vector_of_a_slab_has_no_meaning(potential: Potential, charge: float, field: float, helpers: Any) -> None:
+    """Neither its length nor its sign, nor how high the slab lies in it, far beyond it included."""
+    still = slab(helpers, charge=charge, field=(0, 0, field))
+    wanted = potential.compute(still)
+    for length in (-3.0, 0.5, 6.0, 1e4):
+        cell = still.cell.copy()
+        cell[2] = (0, 0, length)
+        got = potential.compute(helpers.moved(still, still.positions, cell))
+        same(got, wanted, 1e-11, ("charges", "energies", "forces", "virial"))  # the same terms, but for a sign of n
+    lifted = potential.compute(helpers.moved(still, still.positions + np.array([0, 0, 1e4])))
+    # coordinates of 1e4 A round to 1e-12; terms that height multiplies, as Q F z, to 1e-12 of 800 eV
+    assert lifted.energy == pytest.approx(wanted.energy - charge * field * 1e4, abs=1e-8)
+    np.testing.assert_allclose(lifted.forces, wanted.forces, atol=1e-8)
+    np.testing.assert_allclose(lifted.charges, wanted.charges, atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_any_axis_may_be_open(potential: Potential, axis: int, helpers: Any) -> None:
+    still = slab(helpers, charge=1.0, field=(0, 0, TALL))
+    order = np.roll(np.arange(3), axis + 1)  # z becomes `axis`
+    rotated = Structure(
+        still.numbers,
+        still.positions[:, order],
+        cell=still.cell[order][:, order],
+        pbc=tuple(np.array(still.pbc)[order]),
+        charge=1.0,
+        field=still.field[order],
+    )
+    assert rotated.open_axis == axis
+    one = potential.compute(still)
+    wanted = Result(
+        one.energy, one.charges, one.energies, one.forces[:, order], one.virial[order][:, order]
+    )  # fmt: skip
+    same(potential.compute(rotated), wanted, 1e-10, ("charges", "energies", "forces", "virial"))  # rounding
+
+
+@pytest.mark.parametrize("repeats", [(2, 1), (3, 2)])
+@pytest.mark.parametrize("field", [0.0, TALL])
+def test_supercell_of_a_slab(potential: Potential, repeats: tuple[int, int], field: float, helpers: Any) -> None:
+    """In the plane; with its charge, which needs no background."""
+    cell = slab(helpers, charge=0.5, field=(0, 0, field))
+    offsets = np.array([(i, j, 0) for i, j in np.ndindex(*repeats)]) @ cell.cell
+    many = len(offsets)
+    large = Structure(
+        np.tile(cell.numbers, many),
+        np.concatenate([cell.positions + offset for offset in offsets]),
+        cell=np.diag([*repeats, 1]) @ cell.cell,
+        pbc=cell.pbc,
+        charge=0.5 * many,
+        field=cell.field,
+    )
+    one = potential.compute(cell)
+    wanted = Result(
+        many * one.energy, np.tile(one.charges, many), np.tile(one.energies, many), np.tile(one.forces, (many, 1)),
+        many * one.virial,
+    )  # fmt: skip
+    # two sums of different splitting and vacuum, each good to 1e-9 eV/A
+    same(potential.compute(large), wanted, 1e-8, ("charges", "energies", "forces", "virial"))
+
+
+@pytest.mark.parametrize("field", [0.0, TALL])
+def test_wrapping_of_a_slab_does_not_matter(potential: Potential, field: float, helpers: Any) -> None:
+    cell = slab(helpers, charge=1.0, field=(0, 0, field))
+    integers = np.random.default_rng(6).integers(-2, 3, size=(8, 3))
+    integers[0] = (100, -50, 0)
+    integers[:, 2] = 0
+    scattered = potential.compute(helpers.moved(cell, cell.positions + integers @ cell.cell))
+    # coordinates of 600 A round to 1e-13
+    same(scattered, potential.compute(cell), 1e-10, ("charges", "energies", "forces", "virial"))
+
+
+def test_slab_far_from_another_feels_its_field_alone(potential: Potential, helpers: Any) -> None:
+    """Two neutral slabs as fragments of one, 100 A apart: each has the charges it has alone."""
+    here = slab(helpers)
+    both = Structure(
+        np.tile(here.numbers, 2),
+        np.concatenate([here.positions, here.positions + np.array([0, 0, 100.0])]),
+        cell=here.cell,
+        pbc=here.pbc,
+    )
+    one = potential.compute(here)
+    got = potential.compute(both, constraint=fragment_charges(16, 0.0, [range(8), range(8, 16)], [0.0, 0.0]))
+    # a neutral slab has no field outside but exp(-G d), G = 1 / A and d = 90 A: what is left is the sum's 1e-9
+    np.testing.assert_allclose(got.charges, np.tile(one.charges, 2), atol=1e-8)
+    np.testing.assert_allclose(got.forces, np.tile(one.forces, (2, 1)), atol=1e-7)
 
 
 SMALL = {

@@ -30,8 +30,23 @@ REFUSED = {
     "no cell": ({"pbc": True}, "`cell` must have a volume"),
     "three lengths": ({"cell": [9, 9, 9], "pbc": True}, r"`cell` must have shape \(3, 3\), got \(3,\)"),
     "NaN cell": ({"cell": np.full((3, 3), np.nan), "pbc": True}, "`cell` must be finite"),
-    "slab": ({"cell": 9 * np.eye(3), "pbc": (True, True, False)}, "`pbc` must be all True or all False, got .*slabs"),
-    "wire": ({"cell": 9 * np.eye(3), "pbc": (False, False, True)}, "`pbc` must be all True or all False"),
+    "wire": (
+        {"cell": 9 * np.eye(3), "pbc": (False, False, True)},
+        r"`pbc` must be True for all axes, for two \(slab\) or for none, got \(False, False, True\): wires",
+    ),
+    "tilted slab": (
+        {"cell": [[9, 0, 0], [0, 9, 0], [0, 1e-4, 9]], "pbc": (True, True, False)},
+        "`cell` vector 2 must be perpendicular to the periodic ones",
+    ),
+    "slab tilted against the plane": (
+        {"cell": [[9, 0, 0], [0, 9, 0], [0, 1, 9]], "pbc": (True, False, True)},
+        "`cell` vector 1 must be perpendicular to the periodic ones",
+    ),
+    "flat slab": (
+        {"cell": [[9, 9, 0], [3, 3, 0], [0, 0, 9]], "pbc": (True, True, False)},
+        "`cell` must have an area",
+    ),
+    "slab without a cell": ({"pbc": (True, True, False)}, "`cell` must have an area"),
     "two axes": ({"pbc": (True, True)}, "`pbc` must be one or three booleans"),
     "NaN charge": ({"charge": np.nan}, "`charge` must be finite, got nan"),
     "infinite charge": ({"charge": -np.inf}, "`charge` must be finite, got -inf"),
@@ -61,6 +76,35 @@ def test_periodic_volume() -> None:
     structure = Structure([11], [[0, 0, 0]], cell=[[0, 3, 0], [4, 0, 0], [1, 1, 5]], pbc=True)
     assert structure.periodic
     assert structure.volume == pytest.approx(60.0, rel=1e-14)  # a left-handed cell; rounding of one determinant
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slab_has_an_open_axis_and_a_normal(axis: int) -> None:
+    cell = np.roll(np.array([[3.0, 0, 0], [1, 4, 0], [0, 0, 1e-8]]), axis + 1, axis=(0, 1))
+    structure = Structure([11], [[0, 0, 0]], cell=cell, pbc=[k != axis for k in range(3)])
+    assert (structure.boundary, structure.open_axis, structure.periodic) == ("slab", axis, False)
+    # rounding of a cross product
+    np.testing.assert_allclose(structure.normal, np.eye(3)[axis], atol=1e-15)
+    np.testing.assert_allclose(structure.cell[axis], structure.normal, atol=1e-15)
+    assert np.linalg.det(structure.cell) == pytest.approx(12.0, rel=1e-14)
+
+
+def test_open_vector_of_a_slab_is_kept() -> None:
+    """Whatever its length and direction; up to 1e-6 it may be out of the normal."""
+    cell = np.array([[3.0, 0, 0], [1, 4, 0], [5e-6, 0, -9]])
+    structure = Structure([11], [[0, 0, 0]], cell=cell, pbc=(True, True, False))
+    np.testing.assert_array_equal(structure.cell, cell)
+    np.testing.assert_array_equal(structure.normal, [0, 0, 1])
+    with pytest.raises(ValueError, match="read-only"):
+        structure.cell[2, 2] = 1.0
+
+
+@pytest.mark.parametrize(("pbc", "boundary"), [(True, "periodic"), (False, "open")])
+def test_only_slabs_have_a_normal(pbc: bool, boundary: str) -> None:
+    structure = Structure([11], [[0, 0, 0]], cell=5 * np.eye(3), pbc=pbc)
+    assert (structure.boundary, structure.open_axis) == (boundary, None)
+    with pytest.raises(StructureError, match="`normal` needs a slab"):
+        _ = structure.normal
 
 
 def test_values_cannot_change_afterwards() -> None:

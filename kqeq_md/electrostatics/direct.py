@@ -15,7 +15,7 @@ from kqeq_md.units import COULOMB_CONSTANT
 
 @dataclass(frozen=True)
 class DirectCoulomb:
-    """J and the derivatives of 1/2 q.J.q for open boundaries.
+    """J and the derivatives of 1/2 q.J.q for open boundaries, exact, in a time that grows like n^2.
 
     Attributes:
         positions: Angstrom, shape (n, 3).
@@ -33,10 +33,20 @@ class DirectCoulomb:
         out[np.diag_indices_from(out)] = self_interaction(self.hardness, self.gaussian_width)
         return out
 
+    def apply(self, charges: Floats) -> Floats:
+        """J q, eV/e, shape (n,), without storing J."""
+        pairs: Floats = COULOMB_CONSTANT * _pair_product(self.positions, self.gaussian_width, charges)
+        return pairs + self_interaction(self.hardness, self.gaussian_width) * charges
+
+    def field(self, charges: Floats) -> Floats:
+        """Field of the charges at the atoms, V/Angstrom, shape (n, 3)."""
+        out: Floats = COULOMB_CONSTANT * _pair_field(self.positions, self.gaussian_width, charges)
+        return out
+
     def gradient(self, charges: Floats) -> tuple[Floats, Floats]:
         """d(1/2 q.J.q)/dR (n, 3) in eV/Angstrom and d/d(strain) (3, 3) in eV, both at fixed charges."""
-        grad_r, grad_strain = _pair_gradient(self.positions, self.gaussian_width, charges)
-        return COULOMB_CONSTANT * grad_r, COULOMB_CONSTANT * grad_strain
+        grad_r = -charges[:, None] * self.field(charges)
+        return grad_r, self.positions.T @ grad_r
 
 
 @njit(**JIT)
@@ -52,20 +62,33 @@ def _pair_matrix(positions: Floats, width: Floats) -> Floats:
 
 
 @njit(**JIT)
-def _pair_gradient(positions: Floats, width: Floats, charges: Floats) -> tuple[Floats, Floats]:
-    """Derivatives of sum_(i<j) q_i q_j erf(g_ij r_ij) / r_ij in positions and strain."""
+def _pair_product(positions: Floats, width: Floats, charges: Floats) -> Floats:
+    """sum_(j != i) erf(g_ij r_ij) / r_ij q_j."""
     n = len(positions)
-    grad_r, grad_strain = np.zeros((n, 3)), np.zeros((3, 3))
+    out = np.zeros(n)
+    for i in range(n):
+        for j in range(i):
+            x, y, z = (positions[i, 0] - positions[j, 0], positions[i, 1] - positions[j, 1],
+                       positions[i, 2] - positions[j, 2])  # fmt: skip
+            value = screened(exponent(width[i], width[j]), np.sqrt(x * x + y * y + z * z))[0]
+            out[i] += value * charges[j]
+            out[j] += value * charges[i]
+    return out
+
+
+@njit(**JIT)
+def _pair_field(positions: Floats, width: Floats, charges: Floats) -> Floats:
+    """-sum_(j != i) q_j d/dR_i erf(g_ij r_ij) / r_ij."""
+    n = len(positions)
+    field = np.zeros((n, 3))
     d = np.empty(3)
     for i in range(n):
         for j in range(i):
             for a in range(3):
                 d[a] = positions[i, a] - positions[j, a]
             r = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
-            slope = charges[i] * charges[j] * screened(exponent(width[i], width[j]), r)[1]
+            slope = screened(exponent(width[i], width[j]), r)[1]
             for a in range(3):
-                grad_r[i, a] += slope * d[a]
-                grad_r[j, a] -= slope * d[a]
-                for b in range(3):
-                    grad_strain[a, b] += slope * d[a] * d[b]
-    return grad_r, grad_strain
+                field[i, a] -= slope * charges[j] * d[a]
+                field[j, a] += slope * charges[i] * d[a]
+    return field

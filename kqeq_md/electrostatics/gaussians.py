@@ -39,6 +39,14 @@ def background(gaussian_width: Floats, splitting: float, volume: float) -> Float
     return out
 
 
+def background_potential(gaussian_width: Floats, charges: Floats, splitting: float, volume: float) -> Floats:
+    """The neutralising background times q by the moments of q, eV/e, shape (n,)."""
+    s2 = gaussian_width**2
+    moments = charges.sum() * (1.0 / splitting**2 - 2.0 * s2) - 2.0 * charges @ s2
+    out: Floats = -COULOMB_CONSTANT * np.pi / volume * moments
+    return out
+
+
 @njit(**JIT)
 def exponent(width_i: float, width_j: float) -> float:
     """g_ij = 1 / sqrt(2 (s_i^2 + s_j^2)), 1/Angstrom."""
@@ -53,5 +61,7 @@ def screened(g: float, r: float) -> tuple[float, float]:
         x2 = x * x
         slope = -4.0 / 3.0 * (1.0 - 0.6 * x2 + 3.0 / 14.0 * x2 * x2) / sqrt(pi) * g**3
         return 2.0 / sqrt(pi) * g * (1.0 - x2 / 3.0 + x2 * x2 / 10.0), slope
+    if x > 6.0:  # erfc(6) is 2e-17
+        return 1.0 / r, -1.0 / (r * r * r)
     value = erf(x) / r
     return value, (2.0 * g / sqrt(pi) * exp(-x * x) - value) / (r * r)

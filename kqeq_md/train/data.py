@@ -136,5 +136,5 @@ def _frame(atoms: Atoms, keys: Keys) -> Frame:
         None if energy is None else float(energy),
         _label(atoms, keys.forces, (n, 3)),
         _label(atoms, keys.charges, (n,)),
-        None if structure.periodic else _label(atoms, keys.dipole, (3,)),
+        None if structure.boundary != "open" else _label(atoms, keys.dipole, (3,)),
     )

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from kqeq_md.charges.equilibrate import electrostatic_gradient
 from kqeq_md.charges.field import field_potential
-from kqeq_md.electrostatics.coulomb import Coulomb, coulomb
+from kqeq_md.electrostatics.direct import DirectCoulomb
+from kqeq_md.electrostatics.ewald import EwaldCoulomb
 from kqeq_md.errors import ChargeError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
@@ -20,9 +21,12 @@ ACCURACY = 1e-6
 """Target rms force error of the Coulomb sum in periodic training frames, eV/Angstrom: below any label's noise."""
 
 
-def operator_for(structure: Structure, model: Model, species: NDArray[np.int64]) -> Coulomb:
-    """J of a training frame."""
-    return coulomb(structure, model.gaussian_width[species], model.hardness[species], ACCURACY)
+def operator_for(structure: Structure, model: Model, species: NDArray[np.int64]) -> DirectCoulomb | EwaldCoulomb:
+    """J of a training frame, by the sums that give it as a matrix."""
+    width, hardness = model.gaussian_width[species], model.hardness[species]
+    if structure.boundary == "open":
+        return DirectCoulomb(structure.positions, width, hardness)
+    return EwaldCoulomb(structure.positions, structure.cell, width, hardness, ACCURACY, open_axis=structure.open_axis)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""Projected preconditioned conjugate gradients for b.q + 1/2 q.J q under sums of charges.
+
+The gradient P (J q + b) is made zero in the space of allowed charge transfers, P the projection of `constraints`; the
+preconditioner P M P keeps the search there. J is only ever multiplied with a vector.
+
+Reference: Gould, Hribar, Nocedal, SIAM J. Sci. Comput. 23, 1376 (2001), doi:10.1137/S1064827598345667.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kqeq_md.charges.cholesky import INDEFINITE
+from kqeq_md.charges.constraints import Constraint
+from kqeq_md.errors import ChargeError
+from kqeq_md.structure import Floats
+
+ITERATIONS = 500
+"""Far more than any well-posed system takes: tens for the largest from a cold start."""
+
+ROUNDING = 1e-14
+"""Relative rounding of a product with J: no residual can be asked to be smaller."""
+
+Operator = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Charges (e, shape (n,)), their potential J q (eV/e, shape (n,)), and the products with J that it took beside the
+    first one (0: solved by factorisation)."""
+
+    charges: Floats
+    induced: Floats
+    iterations: int
+
+
+def residual_scale(linear: Floats, diagonal: Floats, constraint: Constraint) -> float:
+    """What a residual is small against: |P b|, and |J_ii q_i| of charges that are spread evenly, eV/e."""
+    even = constraint.enforce(np.zeros(len(linear)))
+    return float(np.linalg.norm(constraint.project(linear)) + np.linalg.norm(diagonal * even))
+
+
+def conjugate_gradient(
+    apply: Operator,
+    precondition: Operator,
+    linear: Floats,
+    constraint: Constraint,
+    start: Floats,
+    scale: float,
+    tolerance: float,
+) -> Solution:
+    """Minimise b.q + 1/2 q.J q until the projected gradient is below `tolerance` times `scale`.
+
+    Args:
+        apply: J, symmetric, positive definite for allowed charge transfers.
+        precondition: M, symmetric positive definite.
+        linear: b, eV/e, shape (n,).
+        constraint: sums of charges.
+        start: a guess of the charges, e, shape (n,); one that is worse than charges spread evenly is not used.
+        scale: of `residual_scale`, eV/e.
+        tolerance: relative residual.
+
+    Raises:
+        ChargeError: a direction without positive curvature; no convergence within 500 iterations.
+    """
+    charges = constraint.enforce(start)
+    induced = apply(charges)
+    residual = -constraint.project(induced + linear)
+    if start.any() and np.linalg.norm(residual) > scale:  # worse than no guess: its digits would be lost for good
+        return conjugate_gradient(apply, precondition, linear, constraint, np.zeros_like(start), scale, tolerance)
+    floor = ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear))
+    target = max(tolerance * scale, floor)
+    direction, slope = np.zeros_like(charges), 1.0
+    for iteration in range(ITERATIONS + 1):
+        size = float(np.linalg.norm(residual))
+        if size <= target:
+            return Solution(charges, induced, iteration)
+        steepest = constraint.project(precondition(residual))
+        previous, slope = slope, float(residual @ steepest)
+        direction = steepest + (slope / previous) * direction
+        response = apply(direction)
+        curvature = float(direction @ response)
+        if not curvature > 0.0:
+            if not np.isfinite(curvature):
+                raise ChargeError("charges must be finite: look at the positions, the total charge and the field")
+            raise ChargeError(f"{INDEFINITE} (curvature {curvature:.3g} along a charge transfer)")
+        step = slope / curvature
+        charges = charges + step * direction
+        induced = induced + step * response
+        residual = residual - step * constraint.project(response)
+    raise ChargeError(
+        f"charges must reach a residual of {target:.3g} eV/e within {ITERATIONS} iterations, got {size:.3g}: "
+        "`hardness` is close to the limit of stability"
+    )
