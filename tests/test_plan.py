@@ -122,7 +122,7 @@ def test_what_a_plan_keeps_to(
     assert made.cutoff in CUTOFFS
     assert made.splitting <= 1.0 / (2.0 * widest)  # pair terms decay like erfc(alpha r)
     x, volume_per_atom = made.splitting * made.cutoff, float(np.prod(lengths)) / n
-    error = 5.0 * COULOMB_CONSTANT / sqrt(made.cutoff * min(volume_per_atom, DENSE)) * exp(-x * x)
+    error = 4.0 * COULOMB_CONSTANT / sqrt(made.cutoff * min(volume_per_atom, DENSE)) * exp(-x * x)
     assert error <= accuracy * (1 + 1e-9)  # rounding
     spacing = made.window.coarseness / made.splitting
     for length, m in zip(lengths, made.points, strict=True):
@@ -156,7 +156,7 @@ def test_more_accuracy_costs_more() -> None:
 def test_exponent_is_the_smallest_step_that_is_enough(accuracy: float) -> None:
     for cutoff, volume_per_atom in ((4.0, 10.0), (9.0, 10.0), (9.0, 1e6), (20.0, 3.0)):
         x = exponent_for(cutoff, volume_per_atom, accuracy)
-        scale = 5.0 * COULOMB_CONSTANT / sqrt(cutoff * min(volume_per_atom, DENSE))
+        scale = 4.0 * COULOMB_CONSTANT / sqrt(cutoff * min(volume_per_atom, DENSE))
         assert scale * exp(-x * x) <= accuracy * (1 + 1e-9)  # rounding
         assert scale * exp(-((x - 0.05) ** 2)) > accuracy
         assert 20.0 * x == pytest.approx(round(20.0 * x), abs=1e-9)  # rounding

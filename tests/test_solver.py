@@ -11,7 +11,12 @@ import pytest
 
 from kqeq_md.charges import conjugate_gradient as module
 from kqeq_md.charges.cholesky import solve_dense
-from kqeq_md.charges.conjugate_gradient import Solution, conjugate_gradient, residual_scale
+from kqeq_md.charges.conjugate_gradient import (
+    Solution,
+    conjugate_gradient,
+    refined_conjugate_gradient,
+    residual_scale,
+)
 from kqeq_md.charges.constraints import Constraint, fragment_charges, total_charge
 from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
 from kqeq_md.charges.history import ChargeHistory, extrapolate
@@ -286,11 +291,19 @@ def test_shortens_the_iteration(helpers: Any) -> None:
     assert helped.iterations < 0.6 * bare.iterations  # measured: about 0.4
 
 
-def test_too_negative_hardness_is_refused() -> None:
+def test_negative_hardness_is_the_solvers_matter() -> None:
+    """G knows nothing of the constraint, which may make negative hardness good: it is built as if there were none."""
     structure = Structure([11, 11, 11], [[0, 0, 0], [0, 0, 2.5], [0, 0, 5.5]])
-    for hardness in ([-20.0] * 3, [5.0, -4.0, 5.0], [-8.0, 5.0, 5.0]):
-        with pytest.raises(ChargeError, match="an atom and its neighbours is not positive definite: `hardness` is too"):
-            sparse_inverse(structure, np.array([1.1, 2.5, 1.1]), np.array(hardness))
+    width = np.array([1.1, 2.5, 1.1])
+    negative, none = (sparse_inverse(structure, width, np.full(3, h))[0] for h in (-20.0, 0.0))
+    np.testing.assert_array_equal(negative.value, none.value)
+
+
+def test_an_interaction_that_is_singular_to_rounding_is_refused() -> None:
+    """Many wide charges in a small volume without hardness: eigenvalues below rounding."""
+    grid = 0.25 * np.stack(np.meshgrid(*[np.arange(4.0)] * 3), axis=-1).reshape(-1, 3)
+    with pytest.raises(ChargeError, match="must be positive definite to rounding: `hardness` is too low"):
+        sparse_inverse(Structure([11] * 64, grid), np.full(64, 5.0), np.zeros(64))
 
 
 class FewAtoms:
@@ -800,3 +813,80 @@ def test_tolerance_out_of_range_is_refused(model: Model, value: Any) -> None:
 def test_tolerance_in_range(model: Model, value: float) -> None:
     assert Potential(model, tolerance=value).tolerance == value
     assert Potential(model).tolerance == 1e-5
+
+
+# --- many atoms: corrections with a rough operator
+
+
+def many_atoms(
+    helpers: Any, boundary: str, seed: int = 0
+) -> tuple[Structure, np.ndarray, NeighbourList, Electrostatics]:
+    """1,000 atoms of rattled rock salt (five cells each way), their elements, neighbours and electrostatics."""
+    whole = helpers.rock_salt(cells=5, rattle=0.2, seed=seed)
+    pbc = {"periodic": (True, True, True), "slab": (True, True, False), "open": (False, False, False)}[boundary]
+    structure = Structure(whole.numbers, whole.positions, cell=whole.cell if any(pbc) else None, pbc=pbc)
+    electrostatics = Electrostatics(np.array([1.1, 0.8]), np.array([6.0, 8.0]), 1e-5)
+    neighbours = NeighbourList()
+    neighbours.update(structure, max(electrostatics.cutoff(structure), RADIUS))
+    order = neighbours.order
+    ordered = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
+    return ordered, (ordered.numbers == 17).astype(np.int64), neighbours, electrostatics
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "slab", "open"])
+def test_rough_products_are_as_good_as_said(helpers: Any, boundary: str) -> None:
+    """For charges at random, of ions, of long waves: symmetric, positive, and wrong by less than `roughness`."""
+    structure, species, neighbours, electrostatics = many_atoms(helpers, boundary)
+    operator = electrostatics.at(structure, species, neighbours)
+    assert 0.0 < operator.roughness < 0.01
+    draw = np.random.default_rng(1).normal(size=(2, 1000))
+    for q in (*draw, species - 0.5, np.sin(structure.positions @ [0.22, 0.0, 0.0]), np.ones(1000)):
+        q = q - (0.0 if q.all() and np.ptp(q) == 0.0 else q.mean())
+        exact, rough = operator.apply(q), operator.apply_roughly(q)
+        assert np.linalg.norm(rough - exact) < operator.roughness * np.linalg.norm(exact)
+        assert (
+            q @ rough > 0.0 or boundary == "slab"
+        )  # a net charge lowers the energy of a slab by its zero of potential
+    forth, back = draw[0] @ operator.apply_roughly(draw[1]), draw[1] @ operator.apply_roughly(draw[0])
+    assert forth == pytest.approx(back, rel=1e-12)  # rounding
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-10])
+@pytest.mark.parametrize("boundary", ["periodic", "slab", "open"])
+def test_refined_charges_solve_the_exact_equations(helpers: Any, boundary: str, tolerance: float) -> None:
+    """From nothing, from a good guess and from a bad one; with the sums of two fragments."""
+    structure, species, neighbours, electrostatics = many_atoms(helpers, boundary)
+    operator = electrostatics.at(structure, species, neighbours)
+    inverse = SparseInverse(neighbours, RADIUS, operator.gaussian_width, operator.hardness, threads=1)
+    chi = np.where(species == 1, 8.0, 3.0) + 0.3 * np.random.default_rng(2).normal(size=1000)
+    constraint = fragment_charges(1000, 1.0, [np.arange(300), np.arange(300, 1000)], [2.0, -1.0])
+    scale = residual_scale(chi, operator.hardness, constraint)
+    exact = conjugate_gradient(operator.apply, inverse.apply, chi, constraint, np.zeros(1000), scale, 1e-12).charges
+    noise = np.random.default_rng(3).normal(size=1000)
+    for start in (np.zeros(1000), exact + 1e-4 * noise, 1e3 * noise):
+        found = refined_conjugate_gradient(operator, inverse.apply, chi, constraint, start, scale, tolerance)
+        residual = constraint.project(operator.apply(found.charges) + chi)
+        assert np.linalg.norm(residual) <= 1.001 * tolerance * scale  # what is estimated of it errs on the safe side
+        assert constraint.enforce(found.charges) == pytest.approx(found.charges, abs=1e-12)  # rounding
+        # J x of the last correction is taken from the rough operator: half of the tolerated residual at most
+        assert np.linalg.norm(found.induced - operator.apply(found.charges)) <= 0.5 * tolerance * scale
+
+
+def test_a_rough_operator_that_does_not_help_is_left(helpers: Any) -> None:
+    """Corrections of a tenth of their size never halve the residual; the exact operator goes on alone."""
+    structure, species, neighbours, electrostatics = many_atoms(helpers, "periodic")
+    exact = electrostatics.at(structure, species, neighbours)
+
+    class Stiff:
+        """Ten times stiffer than it should be, and said to be good."""
+
+        roughness, apply = 5e-3, staticmethod(exact.apply)
+
+        @staticmethod
+        def apply_roughly(q: np.ndarray) -> np.ndarray:
+            return 10.0 * exact.apply(q)
+
+    chi, constraint = np.where(species == 1, 8.0, 3.0), total_charge(1000, 0.0)
+    scale = residual_scale(chi, exact.hardness, constraint)
+    found = refined_conjugate_gradient(Stiff(), lambda x: x, chi, constraint, np.zeros(1000), scale, 1e-8)
+    assert np.linalg.norm(constraint.project(exact.apply(found.charges) + chi)) <= 1e-8 * scale

@@ -15,6 +15,7 @@ import numpy as np
 
 from kqeq_md.charges.cholesky import INDEFINITE
 from kqeq_md.charges.constraints import Constraint
+from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.errors import ChargeError
 from kqeq_md.structure import Floats
 
@@ -67,7 +68,7 @@ def conjugate_gradient(
         ChargeError: a direction without positive curvature; no convergence within 500 iterations.
     """
     charges = constraint.enforce(start)
-    induced = apply(charges)
+    induced = apply(charges) if charges.any() else np.zeros_like(charges)
     residual = -constraint.project(induced + linear)
     if start.any() and np.linalg.norm(residual) > scale:  # worse than no guess: its digits would be lost for good
         return conjugate_gradient(apply, precondition, linear, constraint, np.zeros_like(start), scale, tolerance)
@@ -95,3 +96,51 @@ def conjugate_gradient(
         f"charges must reach a residual of {target:.3g} eV/e within {ITERATIONS} iterations, got {size:.3g}: "
         "`hardness` is close to the limit of stability"
     )
+
+
+def refined_conjugate_gradient(
+    coulomb: Coulomb,
+    precondition: Operator,
+    linear: Floats,
+    constraint: Constraint,
+    start: Floats,
+    scale: float,
+    tolerance: float,
+) -> Solution:
+    """`conjugate_gradient` with few exact products: corrections x of the charges are found with the rough J'.
+
+        r = P (J q + b),   J' x = -r,   q <- q + x,   |P (J - J') x| <= roughness |r|
+
+    A correction that leaves less than half of what is tolerated is the last one, and J' x stands for J x; otherwise
+    the residual is computed anew. Should the rough operator fail to help, the exact one goes on alone.
+    """
+    charges = constraint.enforce(start)
+    induced = coulomb.apply(charges)
+    gradient = constraint.project(induced + linear)
+    size = float(np.linalg.norm(gradient))
+    if start.any() and size > scale:
+        charges = constraint.enforce(np.zeros_like(start))
+        induced = coulomb.apply(charges)
+        gradient = constraint.project(induced + linear)
+        size = float(np.linalg.norm(gradient))
+    target = max(tolerance * scale, ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear)))
+    unchanged = Constraint(constraint.group, np.zeros_like(constraint.charges))
+    iterations = 0
+    while not size <= target:
+        error = coulomb.roughness * size
+        last = error <= 0.5 * target
+        goal = target - error if last else max(0.5 * target, 4.0 * error)
+        step = conjugate_gradient(
+            coulomb.apply_roughly, precondition, gradient, unchanged, np.zeros_like(charges), size, goal / size
+        )
+        charges = charges + step.charges
+        iterations += step.iterations
+        if last:
+            return Solution(charges, induced + step.induced, iterations)
+        previous, induced = size, coulomb.apply(charges)
+        iterations += 1
+        gradient = constraint.project(induced + linear)
+        size = float(np.linalg.norm(gradient))
+        if not size <= 0.5 * previous:
+            return conjugate_gradient(coulomb.apply, precondition, linear, constraint, charges, scale, tolerance)
+    return Solution(charges, induced, iterations)

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kqeq_md.charges.cholesky import solve_dense
-from kqeq_md.charges.conjugate_gradient import Solution, conjugate_gradient, residual_scale
+from kqeq_md.charges.conjugate_gradient import (
+    Solution,
+    conjugate_gradient,
+    refined_conjugate_gradient,
+    residual_scale,
+)
 from kqeq_md.charges.constraints import Constraint
 from kqeq_md.charges.field import field_gradient, field_potential
 from kqeq_md.charges.history import ChargeHistory
@@ -112,12 +117,13 @@ class ChargeSolver:
         if softest < 0.0 or (softest < SAFE and (guess is None or neighbours.builds != self._checked)):
             check_stability(coulomb.apply, inverse.apply, constraint)
             self._checked = neighbours.builds
-        solution = conjugate_gradient(
-            coulomb.apply, inverse.apply, linear, constraint,
-            start=np.zeros(len(linear)) if guess is None else guess,
-            scale=residual_scale(linear, self_interaction(coulomb.hardness, coulomb.gaussian_width), constraint),
-            tolerance=self.tolerance,
-        )  # fmt: skip
+        start = np.zeros(len(linear)) if guess is None else guess
+        scale = residual_scale(linear, self_interaction(coulomb.hardness, coulomb.gaussian_width), constraint)
+        problem = (linear, constraint, start, scale, self.tolerance)
+        if softest < SAFE or coulomb.roughness == 0.0:
+            solution = conjugate_gradient(coulomb.apply, inverse.apply, *problem)
+        else:
+            solution = refined_conjugate_gradient(coulomb, inverse.apply, *problem)
         self._preconditioner.judge(solution.iterations)
         self._history.add(structure, constraint, solution.charges)
         return solution

@@ -114,7 +114,8 @@ class SparseInverse:
         self.first = lower_rows(*half, radius, room, column, vectors)
         self.column = column[: self.first[-1]].copy()
         self.value = np.empty(len(self.column), dtype=np.float32)
-        diagonal = self_interaction(hardness, gaussian_width)
+        # negative hardness may be made good by the constraint, of which G knows nothing
+        diagonal = self_interaction(np.maximum(hardness, 0.0), gaussian_width)
         self._blocks = row_blocks(self.first, threads)
         failed = in_parallel(
             lambda rows: approximate_rows(
@@ -124,8 +125,8 @@ class SparseInverse:
         )
         if max(failed) >= 0:
             raise ChargeError(
-                "the hardness matrix of an atom and its neighbours is not positive definite: `hardness` is too "
-                "negative, or atoms with large `gaussian_width` are too close"
+                "the interaction of an atom and its neighbours must be positive definite to rounding: `hardness` is "
+                "too low for `gaussian_width` as large, and atoms as close"
             )
 
     def apply(self, x: Floats) -> Floats:
@@ -249,8 +250,8 @@ def normal_product(row: int, end: int, first: Ints, column: Rows, value: NDArray
     y = np.zeros(len(x))
     for i in range(row, end):
         total = 0.0
-        for k in range(first[i], first[i + 1]):
+        for k in range(np.uint64(first[i]), np.uint64(first[i + 1])):
             total += value[k] * x[column[k]]
-        for k in range(first[i], first[i + 1]):
+        for k in range(np.uint64(first[i]), np.uint64(first[i + 1])):
             y[column[k]] += value[k] * total
     return y

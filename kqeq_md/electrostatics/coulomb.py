@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.free_space import FreeConvolution
 from kqeq_md.electrostatics.lattice import greedy_reduction
-from kqeq_md.electrostatics.mesh import Convolution, ParticleMesh, PeriodicConvolution
+from kqeq_md.electrostatics.mesh import Convolution, MeshPoints, ParticleMesh, PeriodicConvolution
 from kqeq_md.electrostatics.mesh_coulomb import MeshCoulomb
 from kqeq_md.electrostatics.pair_table import PairTable, pair_table
-from kqeq_md.electrostatics.plan import FINEST, Plan, plan_mesh
+from kqeq_md.electrostatics.plan import FINEST, ROUGH_WINDOW, Plan, plan_mesh
 from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import padded_cell, padded_length
+from kqeq_md.electrostatics.window import Window
 from kqeq_md.errors import StructureError
 from kqeq_md.latest import Latest
 from kqeq_md.neighbours import NeighbourList
@@ -23,6 +24,9 @@ from kqeq_md.structure import Floats, Structure, plane
 
 SMALL = 400
 """Atoms. Open structures up to this size are summed directly: J is factorised faster than a mesh is set up."""
+
+LARGE = 1000
+"""Atoms. From here on a second, rough mesh is worth its setup: most products with J are corrections."""
 
 PER_DIRECT_PAIR = 6.0
 """Nanoseconds, in the currency of `plan`."""
@@ -46,8 +50,15 @@ class Coulomb(CoulombGradient, Protocol):
     def hardness(self) -> Floats:
         """eta_i, eV/e^2, shape (n,)."""
 
+    @property
+    def roughness(self) -> float:
+        """Largest error of `apply_roughly`, relative to J q; 0 where both products are the same."""
+
     def apply(self, charges: Floats) -> Floats:
         """J q, eV/e, shape (n,)."""
+
+    def apply_roughly(self, charges: Floats) -> Floats:
+        """J q with little work, for corrections of charges that are nearly right; symmetric and positive like J."""
 
     def field(self, charges: Floats) -> Floats:
         """Field of the charges at the atoms, V/Angstrom, shape (n, 3); forces are q times it."""
@@ -81,8 +92,8 @@ class Electrostatics:
         self._open_plan = Latest(self._make_open_plan)
         self._lattice_plan = Latest(self._make_lattice_plan)
         self._table = Latest(self._make_table, keep=2)
-        self._periodic = Latest(self._make_periodic)
-        self._free = Latest(self._make_free, keep=2)
+        self._periodic = Latest(self._make_periodic, keep=2)
+        self._free = Latest(self._make_free, keep=4)
 
     def plan(self, structure: Structure) -> tuple[Plan | None, Floats]:
         """How to sum, None for directly, and the cell of the mesh, Angstrom, shape (3, 3).
@@ -105,8 +116,9 @@ class Electrostatics:
         )  # fmt: skip
         if plan is None:
             raise StructureError(
-                f"`cell` must not be so large or flat for {len(structure)} atoms: no mesh of reasonable size reaches "
-                f"an accuracy of {self.accuracy:g} eV/Angstrom, got {structure.cell.tolist()}"
+                "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves: "
+                f"got {structure.cell.tolist()} for {len(structure)} atoms, {self.accuracy:g} eV/Angstrom for charges "
+                f"up to {self._largest_charge:g} e"
             )
         return plan, cell
 
@@ -176,32 +188,44 @@ class Electrostatics:
         self._pairs.set(
             neighbours, species, self._table(plan.splitting, plan.cutoff, self._accuracy_for_unit_charges), self.threads
         )
-        convolution: Convolution
-        if structure.boundary == "open":
-            spacing = plan.window.coarseness / plan.splitting
-            convolution = self._free(plan, spacing)
-            # mesh points stay where they are in space while atoms move
-            origin: Floats = spacing * np.floor(positions.min(axis=0) / spacing)
-            mesh_cell = np.diag(np.multiply(spacing, plan.points))
-        else:
-            convolution = self._periodic(plan, cell.tobytes())
-            origin, mesh_cell = np.zeros(3), cell
-        mesh = ParticleMesh(plan.window, plan.points, convolution, self.threads)
-        inverse = np.linalg.inv(mesh_cell)
-        fractional: Floats = ((positions - origin) @ inverse) % 1.0
-        mesh.set(fractional, inverse)
+        meshes = [self._mesh(structure, positions, plan.splitting, cell, plan.cutoff, plan.window, plan.points)]
+        if len(structure) >= LARGE:
+            rough = (ROUGH_WINDOW, plan.rough_points)
+            meshes.append(self._mesh(structure, positions, plan.splitting, cell, plan.cutoff, *rough))
         return MeshCoulomb(
-            positions, width, hardness, plan.splitting, self._pairs, mesh,
+            positions, width, hardness, plan.splitting, self._pairs, meshes[0],
+            rough_mesh=meshes[-1],
             cell=None if structure.boundary == "open" else cell,
             normal=structure.normal if structure.boundary == "slab" else None,
         )  # fmt: skip
 
+    def _mesh(
+        self, structure: Structure, positions: Floats, splitting: float, cell: Floats, reach: float,
+        window: Window, points: MeshPoints,
+    ) -> ParticleMesh:  # fmt: skip
+        convolution: Convolution
+        if structure.boundary == "open":
+            spacing = window.coarseness / splitting
+            convolution = self._free(points, spacing, splitting, reach, window)
+            # mesh points stay where they are in space while atoms move
+            origin: Floats = spacing * np.floor(positions.min(axis=0) / spacing)
+            mesh_cell = np.diag(np.multiply(spacing, points))
+        else:
+            convolution = self._periodic(cell.tobytes(), splitting, window, points)
+            origin, mesh_cell = np.zeros(3), cell
+        mesh = ParticleMesh(window, points, convolution, self.threads)
+        inverse = np.linalg.inv(mesh_cell)
+        fractional: Floats = ((positions - origin) @ inverse) % 1.0
+        mesh.set(fractional, inverse)
+        return mesh
+
     def _make_table(self, splitting: float, cutoff: float, accuracy: float) -> PairTable:
         return pair_table(self.gaussian_width, splitting, cutoff, accuracy)
 
-    def _make_periodic(self, plan: Plan, cell: bytes) -> PeriodicConvolution:
-        lattice = np.frombuffer(cell).reshape(3, 3)
-        return PeriodicConvolution(lattice, plan.splitting, plan.window, plan.points, self.threads)
+    def _make_periodic(self, cell: bytes, splitting: float, window: Window, points: MeshPoints) -> PeriodicConvolution:
+        return PeriodicConvolution(np.frombuffer(cell).reshape(3, 3), splitting, window, points, self.threads)
 
-    def _make_free(self, plan: Plan, spacing: float) -> FreeConvolution:
-        return FreeConvolution(plan.points, spacing, plan.splitting, plan.cutoff, plan.window, self.threads)
+    def _make_free(
+        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window
+    ) -> FreeConvolution:
+        return FreeConvolution(points, spacing, splitting, reach, window, self.threads)

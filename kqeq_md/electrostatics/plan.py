@@ -1,10 +1,10 @@
 """From the accuracy to the numbers of a particle-mesh Ewald sum: splitting, cutoff, window and mesh.
 
 With r_cut = x / alpha and k_cut = 2 alpha x the rms force errors of Kolafa and Perram for charges of 1 e add up to
-less than 5 kC / sqrt(r_cut v) exp(-x^2), v the volume per atom; x brings this below the accuracy. For each cutoff
-of a fixed ladder alpha follows, and with it the coarsest mesh whose aliases stay below the truncation (`window`). The
-cheapest of these plans is taken, by the counted work of one product with J. A plan depends on the cell, the number of
-atoms, the widths and the accuracy alone, never on what was computed before.
+4 kC / sqrt(r_cut v) exp(-x^2), v the volume per atom; x brings this below the accuracy. For each cutoff of a ladder
+alpha follows, and with it the coarsest mesh whose aliases stay below the truncation (`window`). The cheapest of these
+plans is taken, by the work of a step. A plan depends on the cell, the number of atoms, the widths and the accuracy
+alone, never on what was computed before.
 
 Reference: Kolafa and Perram, Mol. Simul. 9, 351 (1992), doi:10.1080/08927029208049126.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import fft
 
 from kqeq_md.electrostatics.mesh import MeshPoints
-from kqeq_md.electrostatics.window import SUPPORTS, Window, best_window
+from kqeq_md.electrostatics.window import SUPPORTS, Window, best_window, narrow_window
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -31,12 +31,16 @@ TYPICAL = 0.04
 CUTOFFS = tuple(4.0 * 1.04**step for step in range(70))
 """Angstrom. Steps of 4 % keep a plan, and the tables that belong to it, while a cell breathes."""
 
-FINEST = 1e-12
+FINEST = 1e-11
 """eV/Angstrom. No better accuracy can be had in double precision."""
 
-PER_PAIR, PER_WEIGHT, PER_POINT = 2.0, 1.1, 11.0
+PER_PAIR, PER_WEIGHT, PER_POINT = 2.0, 0.4, 4.0
 """Nanoseconds on one core, measured: one pair's part in setup, products and forces; one of the support^3 weights of
 an atom, there and back; one mesh point in both Fourier transforms. Only their ratios matter."""
+
+ROUGH_WINDOW = narrow_window(support=4, x=1.8)
+"""Of a second mesh with the same splitting, for corrections that are small against the charges: a tenth of the points,
+and potentials to some thousandths."""
 
 LARGEST_MESH = 2**28
 """Points; 2 GB for each array."""
@@ -51,6 +55,7 @@ class Plan:
         cutoff: of the real-space sum, Angstrom.
         window: how charges are spread.
         points: mesh points along the cell vectors.
+        rough_points: of the mesh of `ROUGH_WINDOW`.
         cost: nanoseconds for one product with J, as estimated.
     """
 
@@ -58,12 +63,13 @@ class Plan:
     cutoff: float
     window: Window
     points: MeshPoints
+    rough_points: MeshPoints
     cost: float
 
 
 def exponent_for(cutoff: float, volume_per_atom: float, accuracy: float) -> float:
-    """The smallest x, in steps of 0.05, with 5 kC / sqrt(r_cut v) exp(-x^2) below the accuracy."""
-    scale = 5.0 * COULOMB_CONSTANT / sqrt(cutoff * min(volume_per_atom, DENSE))
+    """The smallest x, in steps of 0.05, with 4 kC / sqrt(r_cut v) exp(-x^2) below the accuracy."""
+    scale = 4.0 * COULOMB_CONSTANT / sqrt(cutoff * min(volume_per_atom, DENSE))
     return max(20, ceil(20.0 * sqrt(max(log(scale / accuracy), 0.0)))) / 20.0
 
 
@@ -90,27 +96,28 @@ def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: f
         if best is not None and pairs > best.cost:
             break
         for support in SUPPORTS:
-            window = best_window(support, x if doubled else window_exponent(x, lengths))
+            window = best_window(support, window_exponent(x, lengths, doubled))
             if window is None:
                 continue
             points = mesh_points(lengths, window, splitting, open_ends=doubled)
             n_points = float(np.prod(points, dtype=float)) * (4.7 if doubled else 1.0)
             cost = pairs + PER_WEIGHT * n * support**3 + PER_POINT * n_points
             if n_points <= LARGEST_MESH and cost < (best.cost if best else inf):
-                best = Plan(splitting, cutoff, window, points, cost)
+                rough = mesh_points(lengths, ROUGH_WINDOW, splitting, open_ends=doubled)
+                best = Plan(splitting, cutoff, window, points, rough, cost)
     return best
 
 
-def window_exponent(x: float, lengths: Floats) -> float:
+def window_exponent(x: float, lengths: Floats, doubled: bool) -> float:
     """x for the window of a cell that is no cube: long waves are more there than in free space, and so are aliases.
 
     A cell with vectors a <= b <= c has 1 + pi / (a k) + 2 pi / (a b k^2) times the waves of length k that its volume
-    would have; here at its longest wave, k = 2 pi / c, relative to a cube. The power 0.6 is measured: random charges in
-    cells up to 60 times as long as wide.
+    would have; here at its longest wave, k = 2 pi / c, relative to a cube. The power 0.85 is measured with random
+    charges in cells up to 60 times as long as wide; open boundaries count as twice a cube.
     """
     a, b, c = sorted(float(length) for length in lengths)
-    excess = (1.0 + 0.5 * c / a + c * c / (2.0 * pi * a * b)) / (1.5 + 0.5 / pi)
-    return ceil(20.0 * sqrt(x * x + 0.6 * log(excess)) - 1e-9) / 20.0
+    excess = 2.0 if doubled else (1.0 + 0.5 * c / a + c * c / (2.0 * pi * a * b)) / (1.5 + 0.5 / pi)
+    return ceil(20.0 * sqrt(x * x + 0.85 * log(excess)) - 1e-9) / 20.0
 
 
 def mesh_points(lengths: Floats, window: Window, splitting: float, open_ends: bool) -> MeshPoints:

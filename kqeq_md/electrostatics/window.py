@@ -84,3 +84,10 @@ def best_window(support: int, x: float) -> Window | None:
         middle = sqrt(fine * coarse)
         fine, coarse = (middle, coarse) if shape_and_error(middle)[1] <= bound else (fine, middle)
     return Window(support, shape_and_error(fine)[0], fine)
+
+
+def narrow_window(support: int, x: float) -> Window:
+    """`best_window` where it is known to exist."""
+    window = best_window(support, x)
+    assert window is not None
+    return window
