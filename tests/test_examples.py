@@ -163,3 +163,17 @@ def test_training_configuration_is_the_shipped_models() -> None:
     assert training["config"]["fit"] == vars(config.fit)
     for name, digest in training["data_sha256"].items():
         assert hashlib.sha256((EXAMPLES / "train_nacl" / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_benchmark_of_charges(tmp_path: Path) -> None:
+    """The smallest of its sizes: real trajectories, real peers, the keys of its JSON; figures are the README's."""
+    command = [sys.executable, str(EXAMPLES / "benchmark_charges.py"), "--sizes", "500", "--threads", "1", "--json"]
+    found = json.loads(run([*command, "--folder", str(tmp_path)], tmp_path))
+    assert {"ratio_reaxff_water", "ratio_reaxff_nacl", "ratio_shielded_water", "iterations_8k", "exponent"} <= set(
+        found
+    )
+    for row in found["rows"]:
+        assert 400 < row["atoms"] < 600
+        assert 0 < row["iterations"] < 10
+        assert all(seconds > 0 for seconds, _ in row["peers"].values())
+    assert {row["system"] for row in found["rows"]} == {"water", "nacl"}
