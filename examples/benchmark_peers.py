@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.programs import mpi_file
+from kqeq_md.units import COULOMB_CONSTANT
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -247,16 +248,17 @@ def make_trajectory(system: System, size: str, folder: Path, steps: int, frames:
 def parameter_file(system: System, style: str, folder: Path) -> Path:
     """The file that the fix reads, so that it solves the problem of this package as nearly as it can.
 
-    The peers' Hamiltonian has eta_i on the diagonal and 14.4 / (r^3 + gamma_ij^-3)^(1/3) elsewhere, tapered to zero
+    The peers' Hamiltonian has eta_i on the diagonal and kC / (r^3 + gamma_ij^-3)^(1/3) elsewhere, tapered to zero
     at the cutoff. gamma = 1/(sqrt(pi) width) gives the Coulomb energy of two like Gaussians on top of each other, and
-    eta = hardness + 14.4 gamma the same diagonal. qeq/shielded has two more columns, for other fixes of its family.
+    eta = hardness + kC gamma the same diagonal. qeq/shielded has two more columns, for other fixes of its family.
     """
     rows = []
     for kind, (chi, hardness, width) in enumerate(
         zip(system.electronegativity, system.hardness, system.gaussian_width, strict=True), start=1
     ):
         gamma = 1.0 / (np.sqrt(np.pi) * width)
-        rows.append(f"{kind} {chi} {hardness + 14.4 * gamma} {gamma}{' 0.0 0.0' if style == 'shielded' else ''}\n")
+        eta, more = hardness + COULOMB_CONSTANT * gamma, " 0.0 0.0" if style == "shielded" else ""
+        rows.append(f"{kind} {chi} {eta} {gamma}{more}\n")
     path = folder / f"{system.name}.{style}"
     path.write_text("".join(rows))
     return path

@@ -42,6 +42,9 @@ ROUGH_WINDOW = narrow_window(support=4, x=1.8)
 """Of a second mesh with the same splitting, for corrections that are small against the charges: a tenth of the points,
 and potentials to some thousandths."""
 
+SHARPEST = 5.4
+"""Exponent of the sharpest window that double precision has."""
+
 LARGEST_MESH = 2**28
 """Points; 2 GB for each array."""
 
@@ -112,14 +115,15 @@ def window_exponent(x: float, lengths: Floats, doubled: bool) -> float:
     """x for the window of a cell that is no cube: long waves are more there than in free space, and so are aliases.
 
     A cell with vectors a <= b <= c has 1 + pi / (a k) + 2 pi / (a b k^2) times the waves of length k that its volume
-    would have; here at its longest wave, k = 2 pi / c, relative to a cube. In cells of some Angstrom width few waves are
-    left to average over. The power 1.2 is measured with random charges in cells up to 60 times as long as wide; open
-    boundaries count as twice a cube.
+    would have; here at its longest wave, k = 2 pi / c, relative to a cube. In cells of some Angstrom width few waves
+    are left to average over. The power 1.2 is measured with random charges in cells up to 60 times as long as wide;
+    open boundaries count as twice a cube.
     """
     a, b, c = sorted(float(length) for length in lengths)
     excess = 2.0 if doubled else (1.0 + 0.5 * c / a + c * c / (2.0 * pi * a * b)) / (1.5 + 0.5 / pi)
     excess *= 1.0 + (3.0 / a) ** 2
-    return ceil(20.0 * sqrt(x * x + 1.2 * log(excess)) - 1e-9) / 20.0
+    wanted = ceil(20.0 * sqrt(x * x + 1.2 * log(excess)) - 1e-9) / 20.0
+    return max(x, min(wanted, SHARPEST))
 
 
 def mesh_points(lengths: Floats, window: Window, splitting: float, open_ends: bool) -> MeshPoints:
