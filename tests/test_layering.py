@@ -17,7 +17,7 @@ PACKAGE = Path(kqeq_md.__file__).parent
 PHYSICS = [
     *(
         PACKAGE / f"{name}.py"
-        for name in ("structure", "halo", "neighbours", "kernel", "short_range", "model", "potential")
+        for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range", "model", "potential")
     ),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
@@ -70,6 +70,7 @@ def test_low_levels_stand_alone() -> None:
         "structure",
         "switch",
         "halo",
+        "pair_search",
         "neighbours",
         "electrostatics",
         "charges",

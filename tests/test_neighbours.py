@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import vesin
 
-from kqeq_md import neighbours
+from kqeq_md import neighbours, pair_search
 from kqeq_md.errors import KqeqError, StructureError
 from kqeq_md.neighbours import NeighbourList, Pairs, find_pairs
 from kqeq_md.structure import Structure
@@ -409,7 +409,7 @@ def test_cells_far_too_small_are_refused_at_once() -> None:
 
 
 def test_too_many_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MOST_PAIRS", 1000)
+    monkeypatch.setattr(pair_search, "MOST_PAIRS", 1000)
     with pytest.raises(StructureError, match="must leave more room: .* pairs within 6 Angstrom, at most 1000, got"):
         listed(lattice_with_noise(4, PERIODIC), 5.0)
 
