@@ -48,6 +48,9 @@ class KQEq(Calculator):
     vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
     origin) is defined for open atoms. Asking for what is not defined raises `PropertyNotImplementedError`.
 
+    Relaxing the cell of a slab needs a mask that leaves the plane where it is (`FrechetCellFilter(atoms, mask=...)`,
+    [1, 1, 0, 0, 0, 1] for an open z axis): a tilted open axis is refused.
+
     `atoms.info["charge"]`, `atoms.info["total_charge"]` and initial charges of atoms are not read: the total charge is
     the argument `charge`, and charges are equilibrated at every call.
 

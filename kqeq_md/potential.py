@@ -9,6 +9,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -71,17 +72,18 @@ class Potential:
         for name, value, low, high in (
             ("accuracy", accuracy, FINEST, ROUGHEST), ("tolerance", tolerance, TIGHTEST, LOOSEST),
         ):  # fmt: skip
-            if not isinstance(value, int | float) or not low <= value <= high:
+            if not isinstance(value, Real) or not low <= value <= high:
                 raise KqeqError(f"`{name}` must lie between {low:g} and {high:g}, got {value!r}")
-        if vacuum is not None and not (isinstance(vacuum, int | float) and 0.0 < vacuum < np.inf):
+        if vacuum is not None and not (isinstance(vacuum, Real) and 0.0 < vacuum < np.inf):
             raise KqeqError(f"`vacuum` must be positive, got {vacuum!r}")
         self.model = model if isinstance(model, Model) else load_model(model)
-        self.accuracy = accuracy
-        self.tolerance = tolerance
+        self.accuracy, self.tolerance = float(accuracy), float(tolerance)
         threads = kernel_threads()
         self._neighbours = NeighbourList()
-        self._electrostatics = Electrostatics(self.model.gaussian_width, self.model.hardness, accuracy, vacuum, threads)
-        self._charges = ChargeSolver(tolerance, threads)
+        self._electrostatics = Electrostatics(
+            self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, threads
+        )
+        self._charges = ChargeSolver(self.tolerance, threads)
         self._warned_charged_cell = False
 
     @cached_property

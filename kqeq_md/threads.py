@@ -32,15 +32,15 @@ def one_blas_thread() -> None:
 
 
 def kernel_threads() -> int:
-    """How many threads run the package's kernels: KQEQ_NUM_THREADS, or one.
+    """How many threads run the package's kernels: KQEQ_NUM_THREADS, at most one for each core; one if it is not set.
 
     Raises:
         ConfigError: the variable is no positive integer.
     """
     text = os.environ.get("KQEQ_NUM_THREADS", "1")
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise ConfigError(f"`KQEQ_NUM_THREADS` must be a positive integer, got {text!r}")
-    return int(text)
+    return min(int(text), os.cpu_count() or 1)
 
 
 def in_parallel(function: Callable[[Work], Done], pieces: Sequence[Work]) -> list[Done]:
@@ -53,6 +53,10 @@ def in_parallel(function: Callable[[Work], Done], pieces: Sequence[Work]) -> lis
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kqeq")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def row_blocks(first: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:

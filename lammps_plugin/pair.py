@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import sys
 import traceback
@@ -154,7 +155,7 @@ _warnings = _Warnings()
 def _open(call: Call) -> None:
     elements = [os.fsdecode(call.elements[i]) for i in range(call.n_types)]
     knobs = {name: getattr(call, name) for name in ("accuracy", "tolerance")}
-    given = {name: value for name, value in knobs.items() if value != 0.0}
+    given = {name: value for name, value in knobs.items() if not math.isnan(value)}
     style = _styles[call.pair] = PairStyle(os.fsdecode(call.model), elements, **given)
     style.compile(periodic=any(call.periodic))
     call.cutoff = style.potential.model.cutoff

@@ -23,6 +23,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
@@ -40,7 +41,7 @@ struct KqeqCall {
   const char *model;              // path of the model file
   const char *const *elements;    // element of each LAMMPS type, n_types strings
   double charge, field[3];        // e, V/Angstrom
-  double accuracy, tolerance;     // of the Coulomb sum, eV/Angstrom; of the charges; 0: the core's own defaults
+  double accuracy, tolerance;     // of the Coulomb sum, eV/Angstrom; of the charges; NaN: the core's own default
   double cell[9];                 // lattice vectors as rows, Angstrom
   double *x, *f, *q, *eatom;      // LAMMPS' arrays of owned atoms; eatom is null when not wanted
   const int *type, *order;        // LAMMPS types; owned atoms in the order of their ids
@@ -205,7 +206,8 @@ void PairKqeq::settings(int narg, char **arg)
 {
   if (comm->nprocs > 1)
     refuse("runs on one MPI rank in this version, got " + std::to_string(comm->nprocs) + " ranks");
-  call.charge = call.accuracy = call.tolerance = 0.0;
+  call.charge = 0.0;
+  call.accuracy = call.tolerance = std::numeric_limits<double>::quiet_NaN();
   std::fill(call.field, call.field + 3, 0.0);
   struct Keyword {
     double *values;
@@ -273,6 +275,8 @@ void PairKqeq::init_style()
   if (force->pair_match("^hybrid$", 0))
     refuse("acts on all pairs of atoms: use `hybrid/overlay` instead of `hybrid`");
   if (force->pair_match("kqeq", 1, 1) != force->pair_match("kqeq", 1, 2)) refuse("can stand only once in hybrid/overlay");
+  if (!modify->get_fix_by_style("^qeq").empty())
+    refuse("equilibrates the charges itself: remove `fix qeq/...`");
   if (!modify->get_fix_by_style("^efield").empty())
     refuse("answers a field only through its keyword `field Ex Ey Ez`: remove `fix efield`");
   // no neighbour list is requested: the core finds its own pairs among the owned atoms of the single rank

@@ -305,6 +305,7 @@ REFUSED = {
     "other units": ({"units": "units real"}, r"`units metal`; `units real` is not available in this version"),
     "wire": ({"boundary": "boundary p s s"}, r"`pbc` must .*wire"),
     "loose tolerance": ({"pair_style": "pair_style kqeq tolerance 1e-3"}, r"`tolerance` must lie between .*0.0001"),
+    "tolerance of zero": ({"pair_style": "pair_style kqeq tolerance 0"}, r"`tolerance` must lie between .*, got 0.0"),
     "field along a slab": (
         {"boundary": "boundary p p s", "pair_style": "pair_style kqeq field 0.1 0 0"},
         r"`field` must be zero along periodic axes",

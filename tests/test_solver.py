@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +34,7 @@ from kqeq_md.model import Model
 from kqeq_md.neighbours import NeighbourList, find_pairs
 from kqeq_md.potential import LocalPart, Potential
 from kqeq_md.structure import Result, Structure
+from kqeq_md.threads import kernel_threads
 from kqeq_md.units import COULOMB_CONSTANT
 
 SLAB = (True, True, False)
@@ -890,3 +894,35 @@ def test_a_rough_operator_that_does_not_help_is_left(helpers: Any) -> None:
     scale = residual_scale(chi, exact.hardness, constraint)
     found = refined_conjugate_gradient(Stiff(), lambda x: x, chi, constraint, np.zeros(1000), scale, 1e-8)
     assert np.linalg.norm(constraint.project(exact.apply(found.charges) + chi)) <= 1e-8 * scale
+
+
+FORKED = """
+import multiprocessing, numpy as np
+from kqeq_md.models import NACL
+from kqeq_md.potential import Potential
+from kqeq_md.structure import Structure
+
+def energy(x):
+    structure = Structure([11, 17], [[0.0, 0, 0], [2.4 + x, 0, 0]], cell=9.0 * np.eye(3), pbc=True)
+    return Potential(NACL).compute(structure, want=()).energy
+
+if __name__ == "__main__":
+    here = energy(0.0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(energy, [0.0, 0.0]) == [here, here]
+"""
+
+
+def test_threads_after_a_fork() -> None:
+    """The threads of the parent are dead in the child: it starts its own."""
+    environment = {**os.environ, "KQEQ_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", FORKED], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "²", "1.5", ""])
+def test_number_of_threads(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("KQEQ_NUM_THREADS", text)
+    with pytest.raises(KqeqError, match="`KQEQ_NUM_THREADS` must be a positive integer, got"):
+        kernel_threads()
+    monkeypatch.setenv("KQEQ_NUM_THREADS", "1000000000")
+    assert kernel_threads() == os.cpu_count()

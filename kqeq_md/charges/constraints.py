@@ -55,7 +55,7 @@ class Constraint:
         """
         if len(self.group) != n:
             raise ChargeError(f"`constraint` must be for the structure's {n} atoms, got {len(self.group)}")
-        if abs(self.charges.sum() - charge) > SUM:
+        if not abs(self.charges.sum() - charge) <= SUM:
             raise ChargeError(f"`constraint` must add up to the total charge {charge:g}, got {self.charges.sum():g}")
 
     def ordered(self, order: Ints) -> Constraint:
@@ -89,6 +89,10 @@ def fragment_charges(n: int, charge: float, fragments: Sequence[ArrayLike], char
     Raises:
         ChargeError: fragments that overlap, are empty or name atoms that there are not; charges that do not add up.
     """
+    if not isinstance(fragments, Sequence):
+        raise ChargeError(f"`fragments` must be a list of lists of atoms, got {fragments!r}")
+    if not np.isfinite(charge):
+        raise ChargeError(f"`charge` must be finite, got {charge!r}")
     wanted = np.asarray(charges, dtype=np.float64)
     if wanted.shape != (len(fragments),) or not np.isfinite(wanted).all():
         raise ChargeError(f"`charges` must be a finite number for each of {len(fragments)} fragments, got {charges!r}")

@@ -15,7 +15,7 @@ import numpy as np
 from kqeq_md.errors import FieldError
 from kqeq_md.structure import Floats, Structure
 
-ROUNDING = 1e-12
+ROUNDING = 1e-6
 """Part of a field in the plane of a slab that passes as rounding of its normal."""
 
 

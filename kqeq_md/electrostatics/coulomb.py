@@ -15,7 +15,7 @@ from kqeq_md.electrostatics.mesh_coulomb import MeshCoulomb
 from kqeq_md.electrostatics.pair_table import PairTable, pair_table
 from kqeq_md.electrostatics.plan import FINEST, ROUGH_WINDOW, Plan, plan_mesh
 from kqeq_md.electrostatics.real_space import RealSpace
-from kqeq_md.electrostatics.slab import padded_cell, padded_length
+from kqeq_md.electrostatics.slab import padded_cell, padded_length, rung
 from kqeq_md.electrostatics.window import Window
 from kqeq_md.errors import StructureError
 from kqeq_md.latest import Latest
@@ -103,13 +103,13 @@ class Electrostatics:
             ChargeError: too little `vacuum` is given for a slab.
         """
         if structure.boundary == "open":
-            extent = np.ptp(structure.positions, axis=0).tolist()
+            extent = [rung(length) for length in np.ptp(structure.positions, axis=0)]
             return self._open_plan(len(structure), self._accuracy_for_unit_charges, *extent)
         lattice, normal = structure.cell, None
         thickness = 0.0
         if structure.open_axis is not None:
             lattice, normal = plane(structure.cell, structure.open_axis)
-            thickness = float(np.ptp(structure.positions @ normal))
+            thickness = rung(float(np.ptp(structure.positions @ normal)))
         plan, cell = self._lattice_plan(
             len(structure), self._accuracy_for_unit_charges, lattice.tobytes(), thickness,
             None if normal is None else tuple(normal.tolist()),
@@ -117,8 +117,8 @@ class Electrostatics:
         if plan is None:
             raise StructureError(
                 "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves: "
-                f"got {structure.cell.tolist()} for {len(structure)} atoms, {self.accuracy:g} eV/Angstrom for charges "
-                f"up to {self._largest_charge:g} e"
+                f"got {structure.cell.tolist()} for {len(structure)} atoms ({np.linalg.norm(cell, axis=1).round(1)} "
+                f"Angstrom with vacuum), {self.accuracy:g} eV/Angstrom for charges up to {self._largest_charge:g} e"
             )
         return plan, cell
 

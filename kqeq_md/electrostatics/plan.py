@@ -121,7 +121,7 @@ def window_exponent(x: float, lengths: Floats, doubled: bool) -> float:
     """
     a, b, c = sorted(float(length) for length in lengths)
     excess = 2.0 if doubled else (1.0 + 0.5 * c / a + c * c / (2.0 * pi * a * b)) / (1.5 + 0.5 / pi)
-    excess *= 1.0 + (3.0 / a) ** 2
+    excess *= 1.0 + (3.0 / a) ** 4
     wanted = ceil(20.0 * sqrt(x * x + 1.2 * log(excess)) - 1e-9) / 20.0
     return max(x, min(wanted, SHARPEST))
 

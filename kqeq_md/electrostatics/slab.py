@@ -111,6 +111,11 @@ def padded_cell(lateral_cell: Floats, normal: Floats, length: float) -> Floats:
     return np.vstack([greedy_reduction(lateral_cell), length * normal])
 
 
+def rung(length: float) -> float:
+    """The next power of 1.02 from `length` on, and from 1 Angstrom on."""
+    return float(RUNG ** ceil(log(max(length, 1.0)) / log(RUNG) - 1e-9))
+
+
 def padded_length(
     z: Floats, lateral_cell: Floats, widest: float, accuracy: float, real_cutoff: float, vacuum: float | None = None
 ) -> float:
@@ -131,7 +136,7 @@ def padded_length(
     if vacuum is not None and not vacuum >= needed:
         raise ChargeError(f"`vacuum` must be at least {needed:.4g} Angstrom, got {vacuum:.4g}")
     length = float(np.ptp(z)) + (needed if vacuum is None else vacuum)
-    return float(RUNG ** ceil(log(length) / log(RUNG)))
+    return rung(length)
 
 
 def needed_vacuum(lateral_cell: Floats, widest: float, accuracy: float, real_cutoff: float) -> float:
