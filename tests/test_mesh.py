@@ -546,7 +546,7 @@ def test_vacuum_that_is_given() -> None:
 def test_absurd_cells_are_refused(pbc: Any) -> None:
     cell = np.diag([3.0, 1e7, 3.0]) if pbc is True else np.diag([1e7, 3.0, 0.0])
     structure = Structure([11, 17], np.diag([0.0, 0.0, 2.0])[1:], cell=cell, pbc=pbc)
-    with pytest.raises(StructureError, match="`cell` must not be so large or flat.* for 2 atoms, 1e-05 eV/Angstrom"):
+    with pytest.raises(StructureError, match="`cell` must not be so large or flat.* for 2 atoms .*, 1e-05 eV/Angstrom"):
         Electrostatics(np.ones(2), np.ones(2), 1e-5).cutoff(structure)
 
 
