@@ -88,6 +88,8 @@ def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: f
         accuracy: target rms force error for charges of about 1 e, eV/Angstrom.
         doubled: open boundaries, whose mesh of twice the points is half empty along each axis.
     """
+    if not doubled:
+        accuracy = max(accuracy / coherence(float(np.min(lengths))), FINEST)
     best: Plan | None = None
     density = max(n / volume, TYPICAL)
     for cutoff in CUTOFFS:
@@ -111,6 +113,11 @@ def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: f
     return best
 
 
+def coherence(narrowest: float) -> float:
+    """How much more than random charges those in a cell of `narrowest` Angstrom add up with their own images."""
+    return 1.0 + (3.0 / narrowest) ** 2
+
+
 def window_exponent(x: float, lengths: Floats, doubled: bool) -> float:
     """x for the window of a cell that is no cube: long waves are more there than in free space, and so are aliases.
 
@@ -121,7 +128,7 @@ def window_exponent(x: float, lengths: Floats, doubled: bool) -> float:
     """
     a, b, c = sorted(float(length) for length in lengths)
     excess = 2.0 if doubled else (1.0 + 0.5 * c / a + c * c / (2.0 * pi * a * b)) / (1.5 + 0.5 / pi)
-    excess *= 1.0 + (3.0 / a) ** 4
+    excess *= coherence(a)
     wanted = ceil(20.0 * sqrt(x * x + 1.2 * log(excess)) - 1e-9) / 20.0
     return max(x, min(wanted, SHARPEST))
 
