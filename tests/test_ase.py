@@ -212,7 +212,7 @@ def test_set_and_copies_of_the_field(strong: Model, molecule: Atoms) -> None:
 
 @pytest.mark.parametrize("value", [None, "x", 0.0, 1.0, -1e-3])
 def test_accuracy_is_a_small_number(strong: Model, value: Any) -> None:
-    with pytest.raises(KqeqError, match="`accuracy` must lie between 1e-12 and 0.1, got"):
+    with pytest.raises(KqeqError, match="`accuracy` must lie between 1e-11 and 0.1, got"):
         KQEq(strong, accuracy=value)
 
 

@@ -251,8 +251,8 @@ def test_missing_array(nacl_model: Path, tmp_path: Path) -> None:
 # --- Potential
 
 KNOBS: list[tuple[dict[str, Any], str]] = [
-    ({"accuracy": 0.0}, "`accuracy` must lie between 1e-12 and 0.1, got 0.0"),
-    ({"accuracy": float("nan")}, "`accuracy` must lie between 1e-12 and 0.1, got nan"),
+    ({"accuracy": 0.0}, "`accuracy` must lie between 1e-11 and 0.1, got 0.0"),
+    ({"accuracy": float("nan")}, "`accuracy` must lie between 1e-11 and 0.1, got nan"),
     ({"tolerance": 1.0}, "`tolerance` must lie between 1e-14 and 0.0001, got 1.0"),
     ({"tolerance": -1e-8}, "`tolerance` must lie between 1e-14 and 0.0001, got -1e-08"),
 ]
