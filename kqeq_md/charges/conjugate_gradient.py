@@ -44,6 +44,26 @@ def residual_scale(linear: Floats, diagonal: Floats, constraint: Constraint) -> 
     return float(np.linalg.norm(constraint.project(linear)) + np.linalg.norm(diagonal * even))
 
 
+def largest_residual(induced: Floats, linear: Floats, scale: float, tolerance: float) -> float:
+    """The norm of a residual that is small enough, eV/e: `tolerance` times `scale`, but never below rounding."""
+    return max(tolerance * scale, ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear)))
+
+
+def beginning(
+    apply: Operator, linear: Floats, constraint: Constraint, start: Floats, scale: float
+) -> tuple[Floats, Floats, Floats]:
+    """Charges to begin with, J q and P (J q + b), each of shape (n,).
+
+    A guess that is worse than charges spread evenly is not used: digits would be lost for good.
+    """
+    charges = constraint.enforce(start)
+    induced = apply(charges) if charges.any() else np.zeros_like(charges)
+    gradient = constraint.project(induced + linear)
+    if start.any() and np.linalg.norm(gradient) > scale:
+        return beginning(apply, linear, constraint, np.zeros_like(start), scale)
+    return charges, induced, gradient
+
+
 def conjugate_gradient(
     apply: Operator,
     precondition: Operator,
@@ -67,13 +87,9 @@ def conjugate_gradient(
     Raises:
         ChargeError: a direction without positive curvature; no convergence within 500 iterations.
     """
-    charges = constraint.enforce(start)
-    induced = apply(charges) if charges.any() else np.zeros_like(charges)
-    residual = -constraint.project(induced + linear)
-    if start.any() and np.linalg.norm(residual) > scale:  # worse than no guess: its digits would be lost for good
-        return conjugate_gradient(apply, precondition, linear, constraint, np.zeros_like(start), scale, tolerance)
-    floor = ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear))
-    target = max(tolerance * scale, floor)
+    charges, induced, gradient = beginning(apply, linear, constraint, start, scale)
+    residual = -gradient
+    target = largest_residual(induced, linear, scale, tolerance)
     direction, slope = np.zeros_like(charges), 1.0
     for iteration in range(ITERATIONS + 1):
         size = float(np.linalg.norm(residual))
@@ -114,16 +130,9 @@ def refined_conjugate_gradient(
     A correction that leaves less than half of what is tolerated is the last one, and J' x stands for J x; otherwise
     the residual is computed anew. Should the rough operator fail to help, the exact one goes on alone.
     """
-    charges = constraint.enforce(start)
-    induced = coulomb.apply(charges)
-    gradient = constraint.project(induced + linear)
+    charges, induced, gradient = beginning(coulomb.apply, linear, constraint, start, scale)
     size = float(np.linalg.norm(gradient))
-    if start.any() and size > scale:
-        charges = constraint.enforce(np.zeros_like(start))
-        induced = coulomb.apply(charges)
-        gradient = constraint.project(induced + linear)
-        size = float(np.linalg.norm(gradient))
-    target = max(tolerance * scale, ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear)))
+    target = largest_residual(induced, linear, scale, tolerance)
     unchanged = Constraint(constraint.group, np.zeros_like(constraint.charges))
     iterations = 0
     while not size <= target:

@@ -26,12 +26,10 @@ from kqeq_md.electrostatics.gaussians import exponent, self_interaction
 from kqeq_md.errors import ChargeError
 from kqeq_md.jit import JIT
 from kqeq_md.neighbours import NeighbourList
+from kqeq_md.pair_search import Ints, Rows
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, row_blocks
 from kqeq_md.units import COULOMB_CONSTANT
-
-Ints = NDArray[np.int64]
-Rows = NDArray[np.uint32]
 
 RADIUS = 6.0
 """Angstrom. How far pairs should be known at least."""

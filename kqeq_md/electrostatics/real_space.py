@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from kqeq_md.electrostatics.pair_table import PairTable, tabulated
 from kqeq_md.jit import JIT
 from kqeq_md.neighbours import NeighbourList
+from kqeq_md.pair_search import Ints, Rows
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, row_blocks
-
-Ints = NDArray[np.int64]
-Rows = NDArray[np.uint32]
 
 
 class RealSpace:
