@@ -36,7 +36,7 @@ from kqeq_md.structure import Structure
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
 
-_WANT = ("forces", "virial", "charges")
+_WANT = ("forces", "virial", "charges", "dipole")
 
 _EPILOG = """\
 example, to be started before or after `i-pi input.xml`:
@@ -73,8 +73,7 @@ class Evaluation:
         # i-PI sends a cell even where the boundaries are open
         cell = self.template.cell if self.template.boundary == "open" else request.cell
         structure = replace(self.template, positions=request.positions, cell=cell)
-        want = (*_WANT, "dipole") if structure.boundary == "open" else _WANT
-        return encode_result(self.potential.compute(structure, want=want))
+        return encode_result(self.potential.compute(structure, want=_WANT))
 
 
 def serve(connection: socket.socket, evaluate: Callable[[Request], bytes], n_atoms: int) -> int:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from kqeq_md.errors import KqeqError
+from kqeq_md.charges.charge_model import CONNECTIVITY
+from kqeq_md.errors import ChargeError, FieldError, KqeqError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
+from kqeq_md.response import response
 from kqeq_md.structure import Floats, Structure
 
 NO_FIELD = (0.0, 0.0, 0.0)
+RESPONSES = ("born_effective_charges", "polarizability", "dielectric_tensor")
 
 
 def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike = NO_FIELD) -> Structure:
@@ -35,7 +40,7 @@ def structure_from_atoms(atoms: Atoms, charge: float = 0.0, field: ArrayLike = N
 
 
 class KQEq(Calculator):
-    """Energy, forces, stress, charges and dipole of a kQEq model for ASE.
+    """Energy, forces, stress, charges, dipole and field response of a kQEq model for ASE.
 
     Args:
         model: path of a `.kqeq` file, or a `Model`.
@@ -43,10 +48,18 @@ class KQEq(Calculator):
         field: static field F, V/Angstrom, three numbers; the energy is E_0 - F.mu.
         accuracy: target rms force error of the periodic Coulomb sum, eV/Angstrom.
         tolerance: largest accepted relative residual of the charge equilibration, at most 1e-4.
+        charges: how charge flows, "qeq", "fragments" or "split"; by default as the model was trained.
+        fragments: as in `Potential`, or the name of an array of the atoms that holds molecule numbers (`mol-id` where
+            ASE has read a LAMMPS data file).
+        fragment_charges, reference_charges: as in `Potential`.
 
     Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, and for slabs whose `atoms.cell` has a
     vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
-    origin) is defined for open atoms. Asking for what is not defined raises `PropertyNotImplementedError`.
+    origin) is defined for open atoms, and for periodic ones with fragments or split charges (`charges.field` has the
+    rules); so are `polarizability` (dmu_a/dF_b, e^2 Angstrom^2/eV, shape (3, 3)), `born_effective_charges`
+    (Z[i, a, b] = dmu_a/dR_ib, e, shape (n, 3, 3), not symmetric) and `dielectric_tensor` (infinite frequency, for
+    cells periodic along all axes), which are computed when they are asked for. Asking for what is not defined raises
+    `PropertyNotImplementedError`.
 
     Relaxing the cell of a slab needs a mask that leaves the plane where it is (`FrechetCellFilter(atoms, mask=...)`,
     [1, 1, 0, 0, 0, 1] for an open z axis): a tilted open axis is refused.
@@ -59,7 +72,7 @@ class KQEq(Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = [
-        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole",
+        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole", *RESPONSES,
     ]  # fmt: skip
 
     def __init__(
@@ -69,9 +82,21 @@ class KQEq(Calculator):
         field: ArrayLike | None = None,
         accuracy: float = 1e-5,
         tolerance: float = 1e-5,
+        charges: str | None = None,
+        fragments: str | ArrayLike | Sequence[ArrayLike] | None = None,
+        fragment_charges: ArrayLike | None = None,
+        reference_charges: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.potential = Potential(model, accuracy, tolerance)
+        self._array = fragments if isinstance(fragments, str) and fragments != CONNECTIVITY else None
+        self._settings: dict[str, Any] = {
+            "accuracy": accuracy, "tolerance": tolerance, "charges": charges,
+            "fragment_charges": fragment_charges, "reference_charges": reference_charges,
+        }  # fmt: skip
+        self._numbers: NDArray[np.int64] | None = None
+        # an array of the atoms is known once there are atoms; until then its name stands for any fragments
+        given = CONNECTIVITY if self._array is not None else fragments
+        self.potential = Potential(model, fragments=given, **self._settings)
         self.set(charge=charge, field=field)
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -120,10 +145,7 @@ class KQEq(Calculator):
         super().calculate(atoms, properties, system_changes)
         wanted = properties or ["energy"]
         structure = structure_from_atoms(self.atoms, self.charge, self.field)
-        if structure.boundary != "open" and "dipole" in wanted:
-            raise PropertyNotImplementedError(
-                "`dipole` is not defined for periodic atoms whose charges flow freely: it depends on their wrapping"
-            )
+        self._take_fragments()
         has_volume = structure.boundary != "open" and self.atoms.cell.rank == 3
         if not has_volume and "stress" in wanted:
             raise PropertyNotImplementedError(
@@ -132,6 +154,14 @@ class KQEq(Calculator):
                 else "`stress` needs a periodic cell"
             )
         result = self.potential.compute(structure)
+        if "stress" in wanted and result.virial is None:
+            raise PropertyNotImplementedError(
+                "`stress` is not defined for charged fragments in a field along a periodic axis"
+            )
+        if "dipole" in wanted and result.dipole is None:
+            raise PropertyNotImplementedError(
+                "`dipole` is not defined for periodic atoms whose charges flow freely: it depends on their wrapping"
+            )
         self.results = {
             "energy": result.energy,
             "free_energy": result.energy,
@@ -144,3 +174,31 @@ class KQEq(Calculator):
             self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
         if result.dipole is not None:
             self.results["dipole"] = result.dipole
+        if any(name in wanted for name in RESPONSES):
+            self._respond(structure, wanted)
+
+    def _respond(self, structure: Structure, wanted: list[str]) -> None:
+        try:
+            answer = response(self.potential, structure)
+        except FieldError as error:
+            raise PropertyNotImplementedError(str(error)) from None
+        if "dielectric_tensor" in wanted and answer.dielectric is None:
+            raise PropertyNotImplementedError("`dielectric_tensor` needs a cell that is periodic along all axes")
+        self.results["polarizability"] = answer.polarizability
+        self.results["born_effective_charges"] = answer.born_charges
+        if answer.dielectric is not None:
+            self.results["dielectric_tensor"] = answer.dielectric
+
+    def _take_fragments(self) -> None:
+        """Molecule numbers from the array of the atoms that `fragments` names."""
+        if self._array is None:
+            return
+        if self._array not in self.atoms.arrays:
+            raise ChargeError(
+                f'`fragments` must be "{CONNECTIVITY}", molecule numbers, lists of atoms, or an array of the atoms '
+                f"({', '.join(self.atoms.arrays)}), got {self._array!r}"
+            )
+        numbers = self.atoms.arrays[self._array]
+        if self._numbers is None or not np.array_equal(numbers, self._numbers):
+            self._numbers = numbers.copy()
+            self.potential = Potential(self.potential.model, fragments=self._numbers, **self._settings)

@@ -40,4 +40,24 @@ class SerialHalo:
         return value
 
 
+class OrderedHalo:
+    """A halo for owned atoms in another order: row k is the halo's atom order[k]; ghosts keep their rows."""
+
+    def __init__(self, halo: Halo, order: NDArray[np.int64]) -> None:
+        self._halo, self._order = halo, order
+
+    def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
+        out = np.empty_like(x_local)
+        out[self._order] = x_local
+        return np.concatenate([x_local, self._halo.forward(out)[len(x_local) :]])
+
+    def reverse(self, y_all: NDArray[np.float64]) -> NDArray[np.float64]:
+        out = y_all.copy()
+        out[self._order] = y_all[: len(self._order)]
+        return self._halo.reverse(out)[self._order]
+
+    def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._halo.sum(value)
+
+
 SERIAL = SerialHalo()

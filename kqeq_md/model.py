@@ -10,23 +10,50 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
-from kqeq_md.elements import ATOMIC_NUMBERS
+from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import KqeqError, ModelError
 from kqeq_md.structure import Floats
 
 FORMAT = "kqeq"
-VERSION = 1
+VERSION = 2
 UNITS = {"energy": "eV", "length": "Angstrom", "charge": "e", "field": "V/Angstrom"}
-PER_SPECIES = ("hardness", "gaussian_width", "electronegativity_offset", "atom_energy", "repulsion_radius")
+PER_SPECIES = (
+    "hardness", "gaussian_width", "electronegativity_offset", "atom_energy", "repulsion_radius", "reference_charge",
+)  # fmt: skip
+
+PER_PAIR = ("compliance", "compliance_cutoff")
+RECORDS = ("training", "reference", "fragment")
+
+LARGEST_COMPLIANCE = 1e6
+"""e^2/eV. Beyond it a bond is a wire, and rounding all that is left of its resistance."""
+
+
+SHORTEST_BOND, LONGEST_BOND = 0.1, 20.0
+"""Angstrom, of the cutoffs of split charges: bonds are between neighbours."""
+
+
+def usual_compliance(species: Sequence[str]) -> tuple[Floats, Floats]:
+    """c0 (0.11 e^2/eV) and cutoff (the sum of covalent radii and 1.4 Angstrom) of split charges for each two elements.
+
+    Bonds conduct, contacts of molecules hardly. With hardness 5 eV/e^2 and widths of 0.6 Angstrom polarizabilities are
+    0.94 of GFN2-xTB's for water clusters and 0.75 for hydrocarbons, a part of which are dipoles of atoms.
+
+    Returns:
+        two tables of shape (n, n).
+    """
+    radius = np.array([COVALENT_RADII[ATOMIC_NUMBERS[symbol]] for symbol in species])
+    contact: Floats = radius[:, None] + radius[None, :]
+    return np.full_like(contact, 0.11), contact + 1.4
 
 
 @dataclass(frozen=True)
@@ -38,14 +65,21 @@ class Model:
         soap: hyperparameters of the power spectrum.
         zeta: exponent of the kernel.
         sparse_points: unit power spectra per species, shapes (m, size).
-        weights: per species, shape (m, 2): column 0 electronegativity (eV/e), column 1 short-range energy (eV).
+        weights: per species, shape (m, 2) or (m, 3): column 0 electronegativity (eV/e), column 1 short-range energy
+            (eV), column 2 the learned part of the reference charge of split charges (e).
         hardness: eta, eV/e^2.
         gaussian_width: s, standard deviation of the atomic charge, Angstrom.
         electronegativity_offset: added to the kernel's electronegativity, eV/e.
         atom_energy: added to the kernel's short-range energy, eV.
         repulsion_radius: r_i; two atoms repel (Ziegler-Biersack-Littmark) below r_i + r_j, Angstrom.
+        reference_charge: q0 of split charges, added to the kernel's, e; zeros if None.
+        charges: the charge model that it was trained for: "qeq", "fragments" or "split".
+        compliance: c0 of split charges for each two elements, e^2/eV, shape (n, n); `usual_compliance` if None.
+        compliance_cutoff: r_c of split charges for each two elements, Angstrom, shape (n, n), or one number for all;
+            `usual_compliance` if None.
         training: how the model came about: data, seed, errors (JSON).
         reference: a structure and its results (JSON), empty until `reference.py` fills it.
+        fragment: a small neutral structure of the training set for `kqeq diagnose` (JSON), empty if there was none.
     """
 
     species: tuple[str, ...]
@@ -58,8 +92,13 @@ class Model:
     electronegativity_offset: Floats
     atom_energy: Floats
     repulsion_radius: Floats
+    reference_charge: Floats = None  # type: ignore[assignment]
+    charges: str = "qeq"
+    compliance: Floats = None  # type: ignore[assignment]
+    compliance_cutoff: Floats = None  # type: ignore[assignment]
     training: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
+    fragment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.species)
@@ -70,6 +109,12 @@ class Model:
             raise ModelError(f"`species` must be element symbols, got {unknown[0]!r}")
         if self.zeta < 1:
             raise ModelError(f"`zeta` must be at least 1, got {self.zeta}")
+        if self.reference_charge is None:
+            object.__setattr__(self, "reference_charge", np.zeros(n))
+        for name, usual in zip(PER_PAIR, usual_compliance(self.species), strict=True):
+            given = getattr(self, name)
+            table = usual if given is None else np.full((n, n), given) if np.ndim(given) == 0 else given
+            object.__setattr__(self, name, table)
         for name in PER_SPECIES:
             values = getattr(self, name)
             if np.shape(values) != (n,) or not np.isfinite(values).all():
@@ -78,11 +123,28 @@ class Model:
             for symbol, value in zip(self.species, getattr(self, name), strict=True):
                 if value < 0 or (value == 0 and least == "positive"):
                     raise ModelError(f"`{name}` must be {least}, got {value} for {symbol}")
+        self._validate_split()
         self._validate_kernel()
+
+    def _validate_split(self) -> None:
+        n = len(self.species)
+        if self.charges not in CHARGE_MODELS:
+            raise ModelError(f"`charges` must be {', '.join(CHARGE_MODELS)}, got {self.charges!r}")
+        for name, low, high in zip(PER_PAIR, (0.0, SHORTEST_BOND), (LARGEST_COMPLIANCE, LONGEST_BOND), strict=True):
+            table = np.asarray(getattr(self, name))
+            good = table.shape == (n, n) and ((table >= low) & (table <= high)).all() and np.array_equal(table, table.T)
+            if not good:
+                raise ModelError(
+                    f"`{name}` must be a symmetric table of {n} x {n} numbers from {low:g} to {high:g}, "
+                    f"got {table.tolist()}"
+                )
 
     def _validate_kernel(self) -> None:
         size = Descriptor.size_for(self.soap, len(self.species))
-        for name, columns in (("sparse_points", size), ("weights", 2)):
+        columns_of_weights = self.weights[0].shape[-1] if len(self.weights) > 0 else 2
+        if columns_of_weights not in (2, 3):
+            raise ModelError(f"`weights` must have 2 or 3 columns, got {columns_of_weights}")
+        for name, columns in (("sparse_points", size), ("weights", columns_of_weights)):
             arrays = getattr(self, name)
             if len(arrays) != len(self.species):
                 raise ModelError(f"`{name}` must be one array per species, got {len(arrays)}")
@@ -92,8 +154,13 @@ class Model:
 
     @property
     def cutoff(self) -> float:
-        """Range of the local part, Angstrom."""
+        """Range of the descriptor and the repulsion, Angstrom."""
         return max(self.soap.cutoff, 2.0 * float(self.repulsion_radius.max()))
+
+    @property
+    def learned_reference(self) -> bool:
+        """True if the kernel has its part in the reference charges of split charges."""
+        return self.weights[0].shape[1] == 3
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -110,9 +177,9 @@ def model_header(model: Model) -> dict[str, Any]:
         "species": list(model.species),
         "soap": asdict(model.soap),
         "zeta": model.zeta,
-        **{name: getattr(model, name).tolist() for name in PER_SPECIES},
-        "training": dict(model.training),
-        "reference": dict(model.reference),
+        **{name: getattr(model, name).tolist() for name in (*PER_SPECIES, *PER_PAIR)},
+        "charges": model.charges,
+        **{name: dict(getattr(model, name)) for name in RECORDS},
     }
 
 
@@ -181,6 +248,20 @@ def _header(archive: zipfile.ZipFile, path: str | Path) -> dict[str, Any]:
         )
     if header.get("units") != UNITS:
         raise ModelError(f"model file {path} must hold the units {UNITS}, got {header.get('units')}")
+    return _migrated(header)
+
+
+def _migrated(header: dict[str, Any]) -> dict[str, Any]:
+    """A header of any earlier version as one of this version."""
+    if header["version"] == 1:  # before split charges
+        species = header["species"]
+        added = {
+            **{name: table.tolist() for name, table in zip(PER_PAIR, usual_compliance(species), strict=True)},
+            "reference_charge": [0.0] * len(species),
+            "charges": "qeq",
+            "fragment": {},
+        }
+        header = {**header, **added, "version": 2}
     return header
 
 
@@ -193,13 +274,13 @@ def _model(archive: zipfile.ZipFile, header: Mapping[str, Any]) -> Model:
         soap = SoapParameters(**header["soap"])
     except KqeqError as error:
         raise ModelError(str(error)) from None
+    plain: dict[str, Any] = {name: header[name] for name in ("charges", *RECORDS)}
+    plain |= {name: np.array(header[name], dtype=np.float64) for name in (*PER_SPECIES, *PER_PAIR)}
     return Model(
         species=tuple(header["species"]),
         soap=soap,
         zeta=int(header["zeta"]),
         sparse_points=tuple(array(f"sparse_points_{symbol}") for symbol in header["species"]),
         weights=tuple(array(f"weights_{symbol}") for symbol in header["species"]),
-        training=header["training"],
-        reference=header["reference"],
-        **{name: np.array(header[name], dtype=np.float64) for name in PER_SPECIES},
+        **plain,
     )

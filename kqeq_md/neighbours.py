@@ -55,6 +55,15 @@ class Pairs:
         """Index of the centre of each pair, shape (n_pairs,)."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
+    def of(self, order: Ints) -> Pairs:
+        """The pairs where row k of the owned atoms is atom order[k], shape (n_local,); ghosts keep their rows."""
+        counts = np.diff(self.first)[order]
+        first = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.repeat(self.first[order] - first[:-1], counts) + np.arange(first[-1])
+        neighbour, owned = self.neighbour[rows], self.neighbour[rows] < len(order)
+        neighbour[owned] = np.argsort(order)[neighbour[owned]]
+        return Pairs(first, neighbour, self.vectors[rows])
+
     def scatter(self, gradient_pc: Floats, n_all: int) -> Floats:
         """dE/dR from dE/d(pair vectors): minus on the centre, plus on the neighbour; shape (n_all, 3)."""
         out = np.empty((n_all, 3))

@@ -6,29 +6,30 @@ structure -> pairs -> power spectrum -> kernels -> chi, E_short -> charges, E ->
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from kqeq_md.charges.constraints import Constraint, total_charge
-from kqeq_md.charges.equilibrate import ChargeSolver, electrostatic_gradient
-from kqeq_md.charges.field import dipole, field_potential
+from kqeq_md.charges.charge_model import ChargeModel, Hold, reference_per_element
+from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium, Problem, bond_gradient, electrostatic_gradient
+from kqeq_md.charges.field import anchors, effective_field, has_dipole, has_stress
+from kqeq_md.charges.leaks import LeakWatch
 from kqeq_md.charges.preconditioner import RADIUS
+from kqeq_md.charges.split import find_bonds
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
-from kqeq_md.errors import ChargeError, KqeqError, StructureError
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.kernel import normalise, normalise_vjp, predict, predict_vjp
+from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
+from kqeq_md.halo import SERIAL, Halo, OrderedHalo
+from kqeq_md.local_part import LocalPart
 from kqeq_md.model import Model, load_model
 from kqeq_md.neighbours import NeighbourList, Pairs
-from kqeq_md.short_range import repulsion
 from kqeq_md.structure import Floats, Result, Structure
 from kqeq_md.threads import kernel_threads
 
@@ -56,9 +57,19 @@ class Potential:
         accuracy: target rms force error of the Coulomb sum, eV/Angstrom.
         tolerance: largest accepted relative residual of the charge equilibration, at most 1e-4.
         vacuum: between the images of a slab, Angstrom; None for as much as the accuracy needs.
+        charges: how charge flows: "qeq" (everywhere), "fragments" (inside each fragment) or "split" (over bonds
+            between neighbours); None for the one that the model was trained for.
+        fragments: "connectivity" (covalent radii), a molecule number for each atom, or a list of the atoms of each
+            fragment (atoms in none of them form one more). They are found in the first structure and kept while atoms
+            are the same. For split charges they are optional: each holds its sum of reference charges.
+        fragment_charges: of each fragment, in the order of the list, of the numbers, or of their first atoms, e; None
+            where they are neutral, or where there is only one.
+        reference_charges: q0 of elements for split charges, e, instead of the model's; elements that are not named
+            have 0.
 
     Raises:
         KqeqError: accuracy, tolerance or vacuum out of range.
+        ChargeError: charges, fragments or reference charges that do not go together.
         ModelError: the file cannot be read.
     """
 
@@ -68,6 +79,10 @@ class Potential:
         accuracy: float = 1e-5,
         tolerance: float = 1e-5,
         vacuum: float | None = None,
+        charges: str | None = None,
+        fragments: str | ArrayLike | Sequence[ArrayLike] | None = None,
+        fragment_charges: ArrayLike | None = None,
+        reference_charges: Mapping[str, float] | None = None,
     ) -> None:
         for name, value, low, high in (
             ("accuracy", accuracy, FINEST, ROUGHEST), ("tolerance", tolerance, TIGHTEST, LOOSEST),
@@ -83,8 +98,32 @@ class Potential:
         self._electrostatics = Electrostatics(
             self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, threads
         )
+        self.charge_model = self._charge_model(charges, fragments, fragment_charges, reference_charges)
         self._charges = ChargeSolver(self.tolerance, threads)
+        self._leaks = LeakWatch()
         self._warned_charged_cell = False
+
+    def _charge_model(
+        self,
+        charges: str | None,
+        fragments: str | ArrayLike | Sequence[ArrayLike] | None,
+        fragment_charges: ArrayLike | None,
+        reference: Mapping[str, float] | None,
+    ) -> ChargeModel:
+        model = self.model
+        name = model.charges if charges is None else charges
+        if reference is not None and name != "split":
+            raise ChargeError(f'`reference_charges` need charges="split", got charges="{name}"')
+        fixed: Floats | None = None if model.learned_reference else model.reference_charge
+        if reference is not None:
+            fixed = reference_per_element(reference, model.species)
+        out = ChargeModel(name, fragments, fragment_charges, fixed if name == "split" else None)
+        if name != model.charges:
+            log.warning(
+                'charges="%s" for a model that was trained with "%s": charges show what the other model does, energies '
+                "and forces are not those of the training data", name, model.charges,
+            )  # fmt: skip
+        return out
 
     @cached_property
     def descriptor(self) -> Descriptor:
@@ -111,90 +150,130 @@ class Potential:
     def compute(
         self,
         structure: Structure,
-        want: Collection[str] = QUANTITIES,
+        want: Collection[str] | None = None,
         pairs: Pairs | None = None,
         halo: Halo = SERIAL,
-        constraint: Constraint | None = None,
     ) -> Result:
         """Equilibrate the charges and return the energy and what else is wanted.
 
         Args:
             structure: the owned atoms.
-            want: any of "energies", "forces", "virial", "charges", "dipole".
-            pairs: neighbours within `model.cutoff` of the owned atoms among owned atoms and ghosts; found here if None.
+            want: any of "energies", "forces", "virial", "charges", "dipole"; None for all that is defined.
+            pairs: neighbours within `cutoff` of the owned atoms among owned atoms and ghosts; found here if None.
             halo: how values travel between owners and ghosts. The charges are solved for the owned atoms alone,
                 so that one process has to own all of them; ghosts are their images.
-            constraint: sums of charges, as `fragment_charges` makes them; None for the total charge alone.
 
         Raises:
             StructureError: unknown elements, overlapping atoms.
-            FieldError: a field that has no meaning for the boundary.
-            ChargeError: charges without a minimum, sums of charges that are not the structure's, or a result that is
-                not finite.
+            FieldError: a field that has no meaning for the boundary, or a virial that is wanted and has none.
+            ChargeError: charges without a minimum, fragments that do not fit, or a result that is not finite.
         """
-        unknown = set(want) - set(QUANTITIES)
-        if unknown:
-            raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
-        species = self.species_index(structure.numbers)
-        field_potential(structure)  # refuse before anything is computed
-        self._warn_charged_cell(structure)
-        if constraint is None:
-            constraint = total_charge(len(structure), structure.charge)
-        constraint.check(len(structure), structure.charge)
-
+        if want is None:
+            want = QUANTITIES
+        else:
+            unknown = set(want) - set(QUANTITIES)
+            if unknown:
+                raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
+            if "virial" in want:
+                self._refuse_undefined_virial(structure)
         with np.errstate(all="ignore"):  # what overflows is refused below
-            result = self._evaluate(structure, want, species, pairs, halo, constraint)
+            result = self._result(self.equilibrate(structure, pairs, halo), want)
         _check_finite(result)
+        if self.charge_model.name == "qeq":
+            self._leaks.look(structure, result.charges)
         return result
 
-    def _evaluate(
-        self,
-        structure: Structure,
-        want: Collection[str],
-        species: NDArray[np.int64],
-        pairs: Pairs | None,
-        halo: Halo,
-        constraint: Constraint,
-    ) -> Result:
+    def equilibrate(self, structure: Structure, pairs: Pairs | None = None, halo: Halo = SERIAL) -> Equilibrated:
+        """Solve for the charges and keep everything that derivatives need; arguments and errors as in `compute`."""
+        species = self.species_index(structure.numbers)
+        hold = self.charge_model.at(structure, species)
+        field = effective_field(structure, hold)
+        self._warn_charged_cell(structure)
         self._update_neighbours(structure)
-        # charges are computed in the spatial order of the neighbour list, the local part in that of its pairs
+        # everything is computed in the spatial order of the neighbour list
         order = self._neighbours.order
-        local_order = order if pairs is None else np.arange(len(structure))
-        pairs = self._neighbours.pairs(self.model.cutoff) if pairs is None else pairs
-        local = LocalPart(self.model, self.descriptor, species[local_order], pairs, halo)
-
+        if pairs is None:
+            pairs = self._neighbours.pairs(self.cutoff)
+        else:
+            pairs, halo = pairs.of(order), OrderedHalo(halo, order)
+        local = LocalPart(self.model, self.descriptor, species[order], pairs, halo)
         ordered = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
-        electronegativity = _restored(local.electronegativity, local_order)[order]
+        constraint = hold.constraint.ordered(order)
+        bonds = reference = None
+        if self.charge_model.name == "split":
+            model = self.model
+            bonds = find_bonds(pairs, local.species_all, model.compliance, model.compliance_cutoff, halo)
+            fixed = hold.reference
+            reference = constraint.enforce(local.reference_charge) if fixed is None else fixed[order]
         while True:
             operator = self._electrostatics.at(ordered, species[order], self._neighbours)
-            solution = self._charges.solve(
-                ordered, operator, self._neighbours, electronegativity, constraint.ordered(order)
-            )
-            if self._electrostatics.serves(solution.charges):
+            problem = Problem(
+                ordered, operator, self._neighbours, local.electronegativity, constraint, field,
+                anchors(structure, hold)[order], reference, bonds,
+            )  # fmt: skip
+            equilibrium = self._charges.solve(problem)
+            if self._electrostatics.serves(equilibrium.charges):
                 break
             self._update_neighbours(structure)
-        charges = _restored(solution.charges, order)
-        energies = _restored(solution.energies, order) + _restored(local.energies, local_order)
+        return Equilibrated(structure, hold, order, local, halo, problem, equilibrium)
 
-        forces = virial = None
+    def solve_response(self, problem: Problem) -> Equilibrium:
+        """Minimise a problem that is not the next step of a trajectory.
+
+        Raises:
+            ChargeError: no minimum, or tolerance not reached.
+        """
+        return self._charges.respond(problem)
+
+    def _result(self, state: Equilibrated, want: Collection[str]) -> Result:
+        structure, hold, order, local = state.structure, state.hold, state.order, state.local
+        problem, equilibrium, halo, pairs = state.problem, state.equilibrium, state.halo, state.local.pairs
+        charges = restored(equilibrium.charges, order)
+        energies = equilibrium.energies + local.energies
+
+        forces = virial = dipole = None
         if "forces" in want or "virial" in want:
-            grad_pairs = local.gradient(charges[local_order])
-            grad_r, grad_strain = electrostatic_gradient(ordered, operator, solution.charges)
-            grad_local = halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
-            forces = -(_restored(grad_r, order) + _restored(grad_local, local_order))
+            grad_pairs = local.gradient(equilibrium.charges, state.reference_gradient)
+            if problem.bonds is not None:
+                grad_pairs[problem.bonds.pair] += bond_gradient(problem.bonds, equilibrium.tension)
+            grad_r, grad_strain = electrostatic_gradient(problem, hold, equilibrium)
+            grad_r += halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
+            forces = -restored(grad_r, order)
             strain = grad_strain + halo.sum(pairs.vectors.T @ grad_pairs)
-            virial = -0.5 * (strain + strain.T)
+            virial = -0.5 * (strain + strain.T) if has_stress(structure, hold) else None
+        if "dipole" in want and has_dipole(structure, hold):
+            dipole = halo.sum(equilibrium.dipole)
+        residual = None
+        if self.charge_model.name == "split" and hold.reference is None:
+            residual = problem.constraint.excess(local.reference_charge)
         return Result(
             energy=float(halo.sum(energies.sum())),
             charges=charges,
-            energies=energies if "energies" in want else None,
+            energies=restored(energies, order) if "energies" in want else None,
             forces=forces if "forces" in want else None,
             virial=virial if "virial" in want else None,
-            dipole=dipole(structure, charges) if "dipole" in want else None,
+            dipole=dipole,
+            reference_residual=residual,
         )
 
+    @property
+    def cutoff(self) -> float:
+        """How far the pairs of `compute` reach: descriptor, repulsion, bonds of split charges; Angstrom."""
+        if self.charge_model.name == "split":
+            return max(self.model.cutoff, float(self.model.compliance_cutoff.max()))
+        return self.model.cutoff
+
+    def _refuse_undefined_virial(self, structure: Structure) -> None:
+        hold = self.charge_model.at(structure, self.species_index(structure.numbers))
+        if not has_stress(structure, hold):
+            raise FieldError(
+                f"`virial` is not defined for charged fragments (or atoms with reference charges) in a field along a "
+                f"periodic axis, got {structure.field.tolist()} V/Angstrom: the energy depends on which of their "
+                "images are written down. Keep the cell fixed, or put the field along an open axis"
+            )
+
     def _update_neighbours(self, structure: Structure) -> None:
-        reach = max(self.model.cutoff, self._electrostatics.cutoff(structure), RADIUS)
+        reach = max(self.cutoff, self._electrostatics.cutoff(structure), RADIUS)
         self._neighbours.update(structure, reach)
 
     def _warn_charged_cell(self, structure: Structure) -> None:
@@ -207,7 +286,7 @@ class Potential:
             )
 
 
-def _restored(values: Floats, order: NDArray[np.int64]) -> Floats:
+def restored(values: Floats, order: NDArray[np.int64]) -> Floats:
     """Values of atoms `order` in the order of the structure, shape of `values`."""
     out = np.empty_like(values)
     out[order] = values
@@ -225,33 +304,30 @@ def _check_finite(result: Result) -> None:
         raise ChargeError(f"`energy` must be finite, got {result.energy}: look at the total charge and the field")
 
 
-class LocalPart:
-    """Everything that an atom's surroundings within the cutoff decide: chi, E_short, and their reverse pass."""
+@dataclass(frozen=True, eq=False)
+class Equilibrated:
+    """A structure with its charges, and what derivatives of its energy need.
 
-    def __init__(
-        self,
-        model: Model,
-        descriptor: Descriptor,
-        species: NDArray[np.int64],
-        pairs: Pairs,
-        halo: Halo = SERIAL,
-    ) -> None:
-        self.model, self.descriptor = model, descriptor
-        self.species, self.pairs = species, pairs
-        self.species_all = np.asarray(halo.forward(species), dtype=np.int64)
-        p, self.coefficients = self.descriptor.power_spectrum(pairs, self.species_all)
-        self.unit, self.length = normalise(p)
-        kernel = predict(self.unit, species, model.sparse_points, model.weights, model.zeta)
-        numbers_all = np.array(model.numbers, dtype=np.float64)[self.species_all]
-        repelled, self.repulsion_gradient = repulsion(pairs, numbers_all, model.repulsion_radius[self.species_all])
-        self.electronegativity = kernel[:, 0] + model.electronegativity_offset[species]
-        self.energies = kernel[:, 1] + model.atom_energy[species] + repelled
+    Attributes:
+        structure, hold: as they came in.
+        order: row k of all that follows is atom order[k] of the structure, shape (n,).
+        local: chi, E_short and q0 with their reverse pass.
+        halo: of `local.pairs`.
+        problem, equilibrium: the charges.
+    """
 
-    def gradient(self, charges: Floats) -> Floats:
-        """dE/d(pair vectors) of E_short + sum_i q_i chi_i, both kernels in one reverse pass; (n_pairs, 3)."""
-        model = self.model
-        grad_y = np.stack([charges, np.ones_like(charges)], axis=1)
-        grad_unit = predict_vjp(self.unit, self.species, model.sparse_points, model.weights, model.zeta, grad_y)
-        grad_p = normalise_vjp(self.unit, self.length, grad_unit)
-        learned = self.descriptor.power_spectrum_vjp(self.pairs, self.species_all, self.coefficients, grad_p)
-        return learned + self.repulsion_gradient
+    structure: Structure
+    hold: Hold
+    order: NDArray[np.int64]
+    local: LocalPart
+    halo: Halo
+    problem: Problem
+    equilibrium: Equilibrium
+
+    @property
+    def reference_gradient(self) -> Floats | None:
+        """dE/d(K w0)_i: phi_i - F.r_i less its mean over the group, for the sums stay; None where q0 is not learned."""
+        if self.problem.bonds is None or self.hold.reference is not None:
+            return None
+        acting = self.equilibrium.potential - self.problem.anchors @ self.problem.field
+        return self.problem.constraint.project(acting)

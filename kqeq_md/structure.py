@@ -164,8 +164,12 @@ class Result:
         charges: q, e, shape (n,).
         energies: energy per atom, eV, shape (n,); they add up to `energy`.
         forces: -dE/dR, eV/Angstrom, shape (n, 3).
-        virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included.
-        dipole: sum_i q_i R_i about the coordinate origin, e Angstrom, shape (3,); only for open boundaries.
+        virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included; None where a field leaves it
+            undefined.
+        dipole: mu about the coordinate origin, e Angstrom, shape (3,), where it is defined: open boundaries, whole
+            fragments, split charges (`charges.field`).
+        reference_residual: what learned reference charges of split charges miss of the sums that they should have and
+            is spread evenly, e, shape (n_groups,): one entry for the structure, or one per fragment.
     """
 
     energy: float
@@ -174,3 +178,4 @@ class Result:
     forces: Floats | None = None
     virial: Floats | None = None
     dipole: Floats | None = None
+    reference_residual: Floats | None = None

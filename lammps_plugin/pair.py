@@ -80,7 +80,7 @@ class PairStyle:
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, model: str, elements: list[str], **knobs: float) -> None:
+    def __init__(self, model: str, elements: list[str], **knobs: Any) -> None:
         self.potential = Potential(model, **knobs)
         known = dict(zip(self.potential.model.species, self.potential.model.numbers, strict=True))
         for index, element in enumerate(elements, start=1):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import product
 from math import factorial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.kernel import normalise
 from kqeq_md.model import Model, save_model
 from kqeq_md.neighbours import find_pairs
+from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
 
 
@@ -66,6 +69,7 @@ def cluster(n_pairs: int = 4, seed: int = 2, **kwargs: object) -> Structure:
     return Structure(solid.numbers[rows], solid.positions[rows] - 3.0, **kwargs)  # type: ignore[arg-type]
 
 
+@cache
 def strong_model(zeta: int = 2) -> Model:
     """`random_model` with every term made large: sparse points of real surroundings, weights of some eV, repulsion.
 
@@ -87,6 +91,104 @@ def strong_model(zeta: int = 2) -> Model:
         weights=tuple(2.0 * rng.normal(size=(len(p), 2)) for p in rounded),
         repulsion_radius=np.array([1.7, 1.5]),
     )
+
+
+TRICLINIC = np.array([[0.0, 0.12, 0.05], [0.0, 0.02, -0.1], [0.0, 0.0, 0.06]])
+IN_PLANE = np.array([[0.0, 0.12, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.0]])
+
+WATER = (8, 1, 1), 0.96 * np.array([[0.0, 0.0, 0.0], [0.79, 0.61, 0.0], [-0.79, 0.61, 0.0]])
+SALT = (11, 17), np.array([[0.0, 0.0, 0.0], [2.5, 0.0, 0.0]])
+
+
+def molecules(
+    kind: tuple[Sequence[int], np.ndarray],
+    spacing: float,
+    repeats: int | Sequence[int],
+    seed: int = 4,
+    strain: np.ndarray | None = None,
+    pbc: bool | Sequence[bool] = True,
+    **kwargs: object,
+) -> Structure:
+    """Rattled molecules, turned at random, on a grid; atoms of each in sequence.
+
+    Args:
+        kind: atomic numbers and positions of a molecule, Angstrom.
+        spacing: of the grid, Angstrom.
+        repeats: molecules along each edge of the cell, one number or three.
+    """
+    rng = np.random.default_rng(seed)
+    numbers, sites = kind
+    grid = np.array(list(np.ndindex(*np.broadcast_to(repeats, 3))))
+    placed = [spacing * place + sites @ random_rotation(int(rng.integers(2**31))) for place in grid]
+    positions = np.concatenate(placed)
+    positions += 0.05 * rng.normal(size=positions.shape)
+    deform = np.eye(3) if strain is None else np.eye(3) + strain
+    cell = spacing * np.diag(np.broadcast_to(repeats, 3)) @ deform
+    if isinstance(pbc, Sequence):
+        cell = cell * np.array(pbc)[:, None]  # the normal for the open axis of a slab
+    return Structure([*numbers] * len(grid), positions @ deform, cell=cell, pbc=pbc, **kwargs)  # type: ignore[arg-type]
+
+
+def water_box(repeats: int | Sequence[int] = 1, **kwargs: Any) -> Structure:
+    """Water at about twice the volume of the liquid."""
+    return molecules(WATER, 3.7, repeats, **kwargs)
+
+
+def salt_box(repeats: int | Sequence[int] = 1, **kwargs: Any) -> Structure:
+    """Dense vapour of NaCl; no molecule is bonded to its images."""
+    return molecules(SALT, 6.2, repeats, **kwargs)
+
+
+@cache
+def water_model() -> Model:
+    """An H/O model like `strong_model`: sparse points of real surroundings, weights of some eV."""
+    soap = SoapParameters(cutoff=3.6, cutoff_width=1.0, n_max=3, l_max=2, sigma=0.4, radial_scale=2.5)
+    descriptor, rng = Descriptor(soap, 2), np.random.default_rng(12)
+    box = water_box(2, seed=9)
+    species = (box.numbers == 8).astype(np.int64)
+    unit, _ = normalise(descriptor.power_spectrum(find_pairs(box, soap.cutoff), species)[0])
+    points = tuple(unit[species == element].astype(np.float32).astype(np.float64) for element in (0, 1))
+    return Model(
+        species=("H", "O"), soap=soap, zeta=2, sparse_points=points,
+        weights=tuple(rng.normal(size=(len(p), 2)) for p in points),
+        hardness=np.array([7.0, 9.0]), gaussian_width=np.array([0.5, 0.66]),
+        electronegativity_offset=np.array([4.5, 8.5]), atom_energy=np.array([-1.0, -2.0]),
+        repulsion_radius=np.array([0.4, 0.6]),
+    )  # fmt: skip
+
+
+def split_model(model: Model, reference: Sequence[float] = (0.0, 0.0), learned: float = 0.0) -> Model:
+    """The model with bonds for split charges.
+
+    Args:
+        reference: q0 of its two elements, e.
+        learned: size of the weights of learned reference charges, e; 0 for none.
+    """
+    rng = np.random.default_rng(13)
+    weights = model.weights
+    if learned:
+        weights = tuple(np.concatenate([w, learned * rng.normal(size=(len(w), 1))], axis=1) for w in weights)
+    return replace(
+        model, weights=weights, reference_charge=np.array(reference), charges="split", compliance_cutoff=4.2,
+        compliance=np.array([[0.02, 0.08], [0.08, 0.03]]),
+    )  # fmt: skip
+
+
+def element_model(symbols: tuple[str, ...] = ("H", "O"), **parameters: object) -> Model:
+    """Two elements with fixed electronegativities and no short range, so that the whole energy is E(q)."""
+    n, soap = len(symbols), SoapParameters(cutoff=2.0, cutoff_width=0.5, n_max=1, l_max=0, sigma=0.5)
+    size = Descriptor.size_for(soap, n)
+    usual: dict[str, Any] = {
+        "hardness": np.linspace(7.0, 9.0, n), "gaussian_width": np.linspace(0.5, 0.66, n),
+        "electronegativity_offset": np.linspace(4.5, 8.5, n), "compliance_cutoff": 4.2,
+        "compliance": np.array([[0.02, 0.08], [0.08, 0.03]]), "charges": "split",
+        "atom_energy": np.zeros(n), "repulsion_radius": np.zeros(n),
+    }  # fmt: skip
+    return Model(
+        symbols, soap, 2, tuple(np.full((1, size), size**-0.5) for _ in symbols),
+        tuple(np.zeros((1, 2)) for _ in symbols),
+        **{**usual, **parameters},
+    )  # fmt: skip
 
 
 def strained(structure: Structure, deform: np.ndarray) -> Structure:
@@ -166,11 +268,72 @@ def shifts(cell: np.ndarray, reach: float) -> Iterator[np.ndarray]:
         yield np.array(integers) @ cell
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A charge model at work on four molecules.
+
+    Attributes:
+        kind: "qeq", "fragments", "split" (q0 = 0), "split, fixed q0", "split, learned q0" or the last with fragments.
+        material: "salt" (diatomic NaCl) or "water".
+        boundary: "open", "slab", "orthorhombic" or "triclinic".
+        field: "none", "tilted" (along no axis) or "normal" (of the slab).
+        charge: Q, e; on the second molecule, where there are fragments.
+    """
+
+    kind: str
+    material: str
+    boundary: str
+    field: str
+    charge: float
+
+    @property
+    def structure(self) -> Structure:
+        strain = {"triclinic": TRICLINIC, "slab": IN_PLANE}.get(self.boundary)
+        pbc: Any = {"open": False, "slab": (True, True, False)}.get(self.boundary, True)
+        field = {"none": (0, 0, 0), "normal": (0, 0, 0.08), "tilted": (0.03, -0.05, 0.08)}[self.field]
+        box = water_box if self.material == "water" else salt_box
+        repeats = (2, 1, 2) if self.boundary != "slab" else (2, 2, 1)
+        return box(repeats, strain=strain, pbc=pbc, charge=self.charge, field=field)
+
+    @cached_property
+    def model(self) -> Model:
+        """Molecules are neutral by their q0, where it is fixed."""
+        plain = water_model() if self.material == "water" else strong_model()
+        if not self.kind.startswith("split"):
+            return plain
+        reference = (0.4, -0.8) if self.material == "water" else (0.7, -0.7)
+        return split_model(plain, (0.0, 0.0) if self.kind == "split" else reference, 0.1 * ("learned" in self.kind))
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """Arguments of the potential."""
+        charges = {"charges": self.kind.split(",")[0]}
+        if "fragments" not in self.kind:
+            return charges
+        numbers = np.repeat(np.arange(4), 3 if self.material == "water" else 2)
+        return {**charges, "fragments": numbers, "fragment_charges": self.charge * (np.arange(4) == 1)}
+
+    @property
+    def reference_charge(self) -> np.ndarray:
+        """q0 of each atom where it is fixed, the total charge spread evenly; e, shape (n,)."""
+        species = (self.structure.numbers == self.structure.numbers.max()).astype(int)  # O, Cl stand second
+        q0 = self.model.reference_charge[species]
+        return q0 + (self.charge - q0.sum()) / len(q0)
+
+    def potential(self, accuracy: float = 1e-9, tolerance: float = 1e-12) -> Potential:
+        return Potential(self.model, accuracy, tolerance, **self.held)
+
+
 class Helpers:
     """What test files share; they cannot import each other."""
 
     random_model = staticmethod(random_model)
     strong_model = staticmethod(strong_model)
+    split_model = staticmethod(split_model)
+    element_model = staticmethod(element_model)
+    water_model = staticmethod(water_model)
+    water_box = staticmethod(water_box)
+    salt_box = staticmethod(salt_box)
     rock_salt = staticmethod(rock_salt)
     cluster = staticmethod(cluster)
     strained = staticmethod(strained)
@@ -195,6 +358,17 @@ def model() -> Model:
 @pytest.fixture(scope="session")
 def strong() -> Model:
     return strong_model()
+
+
+@pytest.fixture
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Of a tuple that the test is parametrized with."""
+    return Subject(*request.param)
+
+
+@pytest.fixture(scope="session")
+def water() -> Model:
+    return water_model()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.md.verlet import VelocityVerlet
 
 from kqeq_md.ase import KQEq, structure_from_atoms
-from kqeq_md.errors import FieldError, KqeqError, ModelError, StructureError
+from kqeq_md.errors import ChargeError, FieldError, KqeqError, ModelError, StructureError
 from kqeq_md.model import Model
+from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.response import response
 from kqeq_md.structure import Structure
 
 
@@ -220,3 +225,150 @@ def test_accuracy_is_a_small_number(strong: Model, value: Any) -> None:
 def test_tolerance_is_a_small_number(strong: Model, value: Any) -> None:
     with pytest.raises(KqeqError, match="`tolerance` must lie between 1e-14 and 0.0001, got"):
         KQEq(strong, tolerance=value)
+
+
+# --- charges that are held
+
+
+HELD: dict[str, dict[str, Any]] = {
+    "fragments": {"charges": "fragments"},
+    "numbers": {"charges": "fragments", "fragments": np.arange(24) // 3},
+    "split": {"charges": "split", "reference_charges": {"H": 0.4, "O": -0.8}},
+    "split, fragments": {"charges": "split", "fragments": "connectivity"},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_held_charges_are_those_of_the_core(name: str, water: Model, helpers: Any) -> None:
+    """In a field along periodic axes, with everything that it defines."""
+    field, held = (0.02, -0.01, 0.03), HELD[name]
+    box = helpers.water_box(2, field=field)
+    atoms, potential = to_atoms(box), Potential(water, **held)
+    atoms.calc = KQEq(water, field=field, **held)
+    wanted, answer = potential.compute(box), response(potential, box)
+    assert atoms.get_potential_energy() == wanted.energy
+    np.testing.assert_array_equal(atoms.get_charges(), wanted.charges)
+    np.testing.assert_array_equal(atoms.get_forces(), wanted.forces)
+    np.testing.assert_array_equal(atoms.get_dipole_moment(), wanted.dipole)
+    for quantity, expected in (
+        ("polarizability", answer.polarizability),
+        ("born_effective_charges", answer.born_charges),
+        ("dielectric_tensor", answer.dielectric),
+    ):
+        got = atoms.calc.get_property(quantity, atoms)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)  # both to the tolerance
+        assert np.abs(got).max() > 0.1
+    if name == "split":  # q0 != 0
+        assert wanted.virial is None
+        with pytest.raises(PropertyNotImplementedError, match="`stress` is not defined for charged fragments"):
+            atoms.get_stress()
+    else:
+        # another solution, from the charges of the first
+        np.testing.assert_allclose(atoms.get_stress(voigt=False), -wanted.virial / box.volume, atol=1e-6)
+
+
+def test_responses_are_derivatives_by_ases_own_means(water: Model, helpers: Any) -> None:
+    """Forces in a field are the Born charges times it, the dipole is alpha times it: to first order, from outside."""
+    box = helpers.water_box((2, 1, 1))
+    settings = {"charges": "split", "accuracy": 1e-8, "tolerance": 1e-11}
+    atoms = to_atoms(box)
+    atoms.calc = KQEq(water, **settings)
+    born = atoms.calc.get_property("born_effective_charges", atoms)
+    alpha = atoms.calc.get_property("polarizability", atoms)
+    field = np.array([0.01, -0.02, 0.015])
+    results = []
+    for sign in (1, -1):
+        atoms.calc = KQEq(water, field=sign * field, **settings)
+        results.append((atoms.get_forces(), atoms.get_dipole_moment()))
+    # odd in the field: the next order is the third, and E has none beyond the second
+    np.testing.assert_allclose((results[0][0] - results[1][0]) / 2, np.einsum("iab,a->ib", born, field), atol=1e-7)
+    np.testing.assert_allclose((results[0][1] - results[1][1]) / 2, alpha @ field, atol=1e-9)
+
+
+@pytest.mark.parametrize("quantity", ["polarizability", "born_effective_charges", "dielectric_tensor"])
+def test_response_that_is_not_defined(quantity: str, strong: Model, crystal: Atoms, molecule: Atoms) -> None:
+    crystal.calc = KQEq(strong)
+    with pytest.raises(PropertyNotImplementedError):
+        crystal.calc.get_property(quantity, crystal)
+    assert np.isfinite(crystal.get_potential_energy())
+    molecule.calc = KQEq(strong)
+    if quantity == "dielectric_tensor":
+        with pytest.raises(PropertyNotImplementedError, match="`dielectric_tensor` needs a cell that is periodic"):
+            molecule.calc.get_property(quantity, molecule)
+    else:
+        assert np.isfinite(molecule.calc.get_property(quantity, molecule)).all()
+
+
+def test_response_follows_the_atoms(water: Model, helpers: Any) -> None:
+    atoms = to_atoms(helpers.water_box((2, 1, 1)))
+    atoms.calc = KQEq(water, charges="split")
+    first = atoms.calc.get_property("polarizability", atoms)
+    energy = atoms.get_potential_energy()
+    atoms.positions[1] += [0.1, 0.0, 0.0]
+    second = atoms.calc.get_property("polarizability", atoms)
+    assert np.abs(first - second).max() > 1e-4
+    assert atoms.get_potential_energy() != energy
+
+
+def test_molecule_numbers_of_an_array(water: Model, helpers: Any) -> None:
+    """As ASE reads them from LAMMPS data files; atoms may be in any order, and other atoms may come."""
+    box = helpers.water_box(2)
+    order = np.random.default_rng(0).permutation(24)
+    atoms = to_atoms(box)[order]
+    atoms.set_array("mol-id", order // 3 + 1)
+    atoms.calc = KQEq(water, charges="fragments", fragments="mol-id", tolerance=1e-10)
+    sums = np.bincount(order // 3, atoms.get_charges())
+    np.testing.assert_allclose(sums, 0.0, atol=1e-12)
+    wanted = Potential(water, tolerance=1e-10, charges="fragments").compute(box)
+    assert atoms.get_potential_energy() == pytest.approx(wanted.energy, rel=1e-10)
+    fewer = atoms[np.argsort(order)[:12]]
+    fewer.calc = atoms.calc
+    np.testing.assert_allclose(fewer.get_charges().reshape(4, 3).sum(axis=1), 0.0, atol=1e-12)
+    bare = to_atoms(box)
+    bare.calc = atoms.calc
+    with pytest.raises(ChargeError, match=r"`fragments` must be .*, or an array of the atoms \(.*\), got 'mol-id'"):
+        bare.get_potential_energy()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"charges": "eem"}, "`charges` must be qeq, fragments, split, got 'eem'"),
+        ({"fragments": "connectivity"}, '`fragments` need charges="fragments" or charges="split"'),
+        ({"fragments": "mol-id"}, '`fragments` need charges="fragments" or charges="split"'),
+        ({"charges": "split", "reference_charges": {"K": 1.0}}, "`reference_charges` must name elements of the model"),
+    ],
+)
+def test_settings_are_refused_at_once(settings: dict[str, Any], message: str, water: Model) -> None:
+    with pytest.raises(ChargeError, match=message):
+        KQEq(water, **settings)
+
+
+@pytest.mark.slow
+def test_energy_is_conserved_in_a_field_along_a_periodic_axis() -> None:
+    """NaCl near its melting point, split charges with ions as reference, 0.05 V/A: 3 ps of NVE.
+
+    The drift is that of a line through the energies after half a picosecond, without the field's work on the ions,
+    which is E itself: positions are not wrapped.
+    """
+    salt = bulk("NaCl", "rocksalt", a=5.9, cubic=True).repeat(2)
+    salt.calc = KQEq(
+        NACL, charges="split", reference_charges={"Na": 1.0, "Cl": -1.0}, field=(0.0, 0.0, 0.05), tolerance=1e-6
+    )
+    momenta = np.random.default_rng(1).normal(size=(64, 3)) * np.sqrt(1800 * units.kB * salt.get_masses())[:, None]
+    salt.set_momenta(momenta - momenta.mean(axis=0))
+    dynamics = VelocityVerlet(salt, timestep=0.5 * units.fs)
+    times, energies = [], []
+
+    def record() -> None:
+        times.append(dynamics.get_time() / (1000 * units.fs))
+        energies.append(salt.get_total_energy())
+
+    dynamics.attach(record, interval=5)
+    dynamics.run(6000)
+    late = np.array(times) > 0.5
+    drift = 1000 * np.polyfit(np.array(times)[late], np.array(energies)[late], 1)[0] / len(salt)
+    spread = 1000 * np.std(energies) / len(salt)
+    figures = f"{drift:.1e} meV/atom/ps, standard deviation {spread:.1e} meV/atom, {salt.get_temperature():.0f} K"
+    logging.getLogger(__name__).info("drift %s", figures)
+    assert abs(drift) < 1e-3

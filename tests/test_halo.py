@@ -70,3 +70,42 @@ def test_explicit_ghosts(strong: Model, charge: float, skew: float, helpers: Any
     for name in ("charges", "energies", "forces", "virial"):
         expected = getattr(wanted, name)
         np.testing.assert_allclose(getattr(got, name), expected, atol=1e-11 * np.abs(expected).max(), err_msg=name)
+
+
+CASES = {
+    "qeq": ({}, (0, 0, 0)),
+    "fragments": ({"charges": "fragments"}, (0.03, -0.05, 0.08)),
+    "split": ({"reference_charges": {}}, (0.03, -0.05, 0.08)),
+    "split, fixed q0": ({"reference_charges": {"H": 0.4, "O": -0.8}}, (0.03, -0.05, 0.08)),
+    "split, learned q0": ({}, (0, 0, 0)),
+    "split, learned q0, fragments": ({"fragments": "connectivity"}, (0.03, -0.05, 0.08)),
+}
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.3])
+@pytest.mark.parametrize("sorts", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_explicit_ghosts_of_held_charges(
+    name: str, sorts: bool, skew: float, water: Model, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a field along all axes; bonds go to ghosts and back, in the order of the caller and in the spatial one."""
+    if sorts:
+        monkeypatch.setattr("kqeq_md.neighbours.FEWEST_SORTED", 0)
+    settings, field = CASES[name]
+    strain = np.array([[0, skew, 0], [0, 0, skew], [0, 0, 0.1]])
+    structure = helpers.water_box((3, 2, 1), strain=strain, field=field)
+    model = helpers.split_model(water, learned=0.1) if name.startswith("split") else water
+    potential = Potential(model, tolerance=1e-12, **settings)
+    pairs, halo = with_ghosts(structure, potential.cutoff, helpers)
+    assert potential.cutoff == (4.2 if name.startswith("split") else 3.6)
+    assert len(halo.owner) > 2 * len(structure)
+    got, wanted = potential.compute(structure, pairs=pairs, halo=halo), potential.compute(structure)
+    assert sorts == (not np.array_equal(potential.equilibrate(structure).order, np.arange(len(structure))))
+    # the same terms in another order; the second solution starts from the first
+    assert got.energy == pytest.approx(wanted.energy, rel=1e-12)
+    for quantity in ("charges", "energies", "forces", "virial", "dipole", "reference_residual"):
+        expected = getattr(wanted, quantity)
+        assert (expected is None) == (getattr(got, quantity) is None)
+        if expected is not None:
+            atol = 1e-10 * np.abs(expected).max()
+            np.testing.assert_allclose(getattr(got, quantity), expected, atol=atol, err_msg=quantity)

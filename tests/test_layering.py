@@ -19,7 +19,7 @@ PHYSICS = [
         PACKAGE / f"{name}.py"
         for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range", "model", "potential")
     ),
-    *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference")),
+    *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
 ]
 CORE = [
@@ -78,6 +78,9 @@ def test_low_levels_stand_alone() -> None:
         "kernel",
         "short_range",
         "model",
+        "local_part",
+        "potential",
+        "response",
     ):
         home = PACKAGE / name
         for path in sorted(home.glob("*.py")) if home.is_dir() else [home.with_suffix(".py")]:

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import erf
 
 from kqeq_md.charges.constraints import total_charge
-from kqeq_md.charges.equilibrate import ChargeSolver
+from kqeq_md.charges.equilibrate import ChargeSolver, Problem
 from kqeq_md.charges.preconditioner import RADIUS
 from kqeq_md.electrostatics.coulomb import Coulomb, Electrostatics
 from kqeq_md.electrostatics.direct import DirectCoulomb
@@ -717,7 +717,9 @@ def test_memory_of_the_charges() -> None:
         structure = replace(structure, positions=structure.positions[order])
         operator = electrostatics.at(structure, species[order], neighbours)
         chi = np.array([8.5, 4.5])[species[order]]
-        kept += [neighbours, operator, solver.solve(structure, operator, neighbours, chi, total_charge(n, 0.0))]
+        total, none = total_charge(n, 0.0), np.zeros(3)
+        problem = Problem(structure, operator, neighbours, chi, total, none, structure.positions)
+        kept += [neighbours, operator, solver.solve(problem)]
 
     solve(600, [])  # compiles
     kept: list[Any] = []

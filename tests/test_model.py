@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kqeq_md.errors import KqeqError, ModelError
-from kqeq_md.model import Model, load_model, save_model
+from kqeq_md.model import Model, load_model, save_model, usual_compliance
 from kqeq_md.potential import Potential
 
 
@@ -85,6 +85,54 @@ def test_metadata_survives(model: Model, tmp_path: Path) -> None:
     assert (again.species, again.zeta, again.soap) == (model.species, model.zeta, model.soap)
 
 
+def test_split_charges_survive(model: Model, tmp_path: Path, helpers: Any) -> None:
+    """Three columns of weights, compliance, reference charges, the charge model, the reference fragment."""
+    split = replace(helpers.split_model(model, (0.7, -0.6), 0.1), fragment={"numbers": [11, 17]})
+    save_model(split, tmp_path / "m.kqeq")
+    again = load_model(tmp_path / "m.kqeq")
+    assert (again.charges, again.fragment) == ("split", {"numbers": [11, 17]})
+    assert again.learned_reference
+    np.testing.assert_array_equal(again.compliance, split.compliance)
+    np.testing.assert_array_equal(again.compliance_cutoff, np.full((2, 2), 4.2))
+    structure = helpers.rock_salt(charge=1.0)
+    first, second = Potential(split).compute(structure), Potential(tmp_path / "m.kqeq").compute(structure)
+    assert first.energy == second.energy
+    for name in ("charges", "forces", "reference_residual"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    save_model(again, tmp_path / "n.kqeq")
+    assert (tmp_path / "m.kqeq").read_bytes() == (tmp_path / "n.kqeq").read_bytes()
+
+
+SINCE_VERSION_2 = ("reference_charge", "charges", "compliance", "compliance_cutoff", "fragment")
+
+
+def test_files_of_version_1_give_the_same_numbers(model: Model, nacl_model: Path, tmp_path: Path, helpers: Any) -> None:
+    """Before split charges: nothing of them in the header."""
+    content = entries(nacl_model)
+    header = json.loads(content["header.json"])
+    assert header["version"] == 2
+    old = {name: value for name, value in header.items() if name not in SINCE_VERSION_2} | {"version": 1}
+    path = write(tmp_path / "old.kqeq", content | {"header.json": json.dumps(old).encode()})
+    loaded = load_model(path)
+    assert loaded.charges == "qeq"
+    assert not loaded.reference_charge.any()
+    structure = helpers.cluster(charge=1.0, field=(0.0, 0.02, -0.01))
+    first, second = Potential(model).compute(structure), Potential(path).compute(structure)
+    assert first.energy == second.energy
+    np.testing.assert_array_equal(first.forces, second.forces)
+    split = Potential(path, charges="split").compute(structure)  # with the compliances of its elements
+    np.testing.assert_array_equal(split.charges, Potential(model, charges="split").compute(structure).charges)
+    save_model(loaded, tmp_path / "new.kqeq")
+    assert (tmp_path / "new.kqeq").read_bytes() == nacl_model.read_bytes()
+
+
+def test_usual_compliance() -> None:
+    """0.11 e^2/eV, up to r_a + r_b + 1.4 Angstrom with the radii of Cordero et al. (2008), H 0.31, O 0.66."""
+    compliance, cutoff = usual_compliance(("H", "O"))
+    np.testing.assert_array_equal(compliance, np.full((2, 2), 0.11))
+    np.testing.assert_allclose(cutoff, np.array([[0.62, 0.97], [0.97, 1.32]]) + 1.4, rtol=1e-12)
+
+
 # --- files that are no models
 
 
@@ -137,7 +185,7 @@ def test_foreign_archive(tmp_path: Path) -> None:
 
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "other format": ({"format": "mace"}, "is not a .kqeq model: its header does not say so"),
-    "newer version": ({"version": 2}, "has format version 2, this kqeq_md reads up to 1: update it"),
+    "newer version": ({"version": 3}, "has format version 3, this kqeq_md reads up to 2: update it"),
     "version zero": ({"version": 0}, "version 0"),
     "version word": ({"version": "new"}, "version 'new'"),
     "other units": ({"units": {"energy": "hartree"}}, "must hold the units"),
@@ -150,6 +198,21 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "width": ({"gaussian_width": [1.0, -0.3]}, "`gaussian_width` must be positive, got -0.3 for Cl"),
     "zero width": ({"gaussian_width": [0.0, 1.0]}, "`gaussian_width` must be positive, got 0.0 for Na"),
     "repulsion": ({"repulsion_radius": [-1.0, 1.0]}, "`repulsion_radius` must be not negative, got -1.0 for Na"),
+    "no charge model": ({"charges": "acks2"}, "`charges` must be qeq, fragments, split, got 'acks2'"),
+    "list of charge models": ({"charges": ["qeq"]}, "`charges` must be qeq, fragments, split, got|damaged"),
+    "negative compliance": ({"compliance": [[-0.1, 0.1], [0.1, 0.1]]}, "`compliance` must be a symmetric table of 2"),
+    "skew compliance": ({"compliance": [[0.1, 0.2], [0.1, 0.1]]}, "`compliance` must be a symmetric table of 2 x 2"),
+    "compliance of one": ({"compliance": [[0.1]]}, "`compliance` must be a symmetric table of 2 x 2"),
+    "flat compliance": ({"compliance": [0.1, 0.1, 0.1]}, "`compliance` must be a symmetric table of 2 x 2"),
+    "huge compliance": ({"compliance": [[1e7, 0.1], [0.1, 0.1]]}, "numbers from 0 to 1e[+]06"),
+    "NaN compliance": ({"compliance": [[float("nan"), 0.1], [0.1, 0.1]]}, "`compliance` must be a symmetric table"),
+    "words as compliance": ({"compliance": [["a", "b"], ["b", "a"]]}, "damaged"),
+    "bonds of no length": ({"compliance_cutoff": 0.0}, r"`compliance_cutoff` must .* 2 numbers from 0[.]1 to 20, got"),
+    "long bonds": ({"compliance_cutoff": [[2.0, 21.0], [21.0, 2.0]]}, "numbers from 0.1 to 20, got .*21.0"),
+    "skew bonds": ({"compliance_cutoff": [[2.0, 3.0], [2.0, 2.0]]}, "`compliance_cutoff` must be a symmetric table"),
+    "NaN bonds": ({"compliance_cutoff": float("nan")}, "`compliance_cutoff` must .* from 0.1 to 20, got .*nan"),
+    "word as bonds": ({"compliance_cutoff": "far"}, "damaged"),
+    "NaN reference charge": ({"reference_charge": [float("nan"), 0.0]}, "`reference_charge` must be 2 finite numbers"),
     "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must lie between 0.5 and 30.0, got -1.0"),
     "soap name": ({"soap": {"cutof": 5.0}}, "damaged"),
     "more functions than the arrays": (
@@ -166,7 +229,9 @@ def test_header(nacl_model: Path, change: dict[str, Any], match: str, tmp_path: 
     refused(write(tmp_path / "m.kqeq", content | {"header.json": json.dumps(header).encode()}), match)
 
 
-@pytest.mark.parametrize("name", ["species", "zeta", "soap", "hardness", "training", "units"])
+@pytest.mark.parametrize(
+    "name", ["species", "zeta", "soap", "hardness", "training", "units", "charges", "compliance", "fragment"]
+)
 def test_missing_entry(nacl_model: Path, name: str, tmp_path: Path) -> None:
     content = entries(nacl_model)
     header = json.loads(content["header.json"])
@@ -213,9 +278,11 @@ def test_pickles_are_never_read(nacl_model: Path, tmp_path: Path) -> None:
 ARRAYS: dict[str, tuple[str, Any, str]] = {
     "NaN weights": ("weights_Cl", np.full((8, 2), np.nan), "`weights` of Cl must be finite"),
     "infinite points": ("sparse_points_Na", "infinite", "`sparse_points` of Na must be finite"),
-    "one column": ("weights_Na", np.zeros((8, 1)), r"`weights` of Na must be finite, shape \(m, 2\), got \(8, 1\)"),
+    "one column": ("weights_Na", np.zeros((8, 1)), "`weights` must have 2 or 3 columns, got 1"),
+    "other columns": ("weights_Cl", np.zeros((8, 3)), r"`weights` of Cl must be finite, shape \(m, 2\), got \(8, 3\)"),
     "fewer weights": ("weights_Na", np.zeros((7, 2)), r"got \(7, 2\)"),
-    "flat": ("weights_Na", np.zeros(16), r"got \(16,\)"),
+    "flat": ("weights_Cl", np.zeros(16), r"`weights` of Cl must be finite, shape \(m, 2\), got \(16,\)"),
+    "flat, the first": ("weights_Na", np.zeros(16), "`weights` must have 2 or 3 columns, got 16"),
     "scalar points": ("sparse_points_Na", np.float64(1.0), "m.kqeq"),
     "words": ("weights_Na", np.array([["a", "b"]] * 8), "damaged"),
     "complex": ("weights_Na", np.zeros((8, 2), dtype=complex), "m.kqeq"),

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kqeq_md.charges.constraints import Constraint, fragment_charges
 from kqeq_md.electrostatics import coulomb
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
@@ -52,10 +51,8 @@ def potential(strong: Model) -> Potential:
     return Potential(strong, accuracy=1e-9, tolerance=1e-12)
 
 
-@pytest.fixture(scope="module")
-def exact(strong: Model) -> Potential:
-    """For finite differences: energies whose truncation error a division by the step leaves small."""
-    return Potential(strong, accuracy=1e-11, tolerance=1e-12)
+EXACT = {"accuracy": 1e-11, "tolerance": 1e-12}
+"""For finite differences: energies whose truncation error a division by the step leaves small."""
 
 
 def slab(helpers: Any, **kwargs: Any) -> Structure:
@@ -78,17 +75,24 @@ def structure(request: pytest.FixtureRequest, helpers: Any) -> Structure:
     return helpers.rock_salt(rattle=0.3, strain=strain, **inside)
 
 
-@pytest.fixture(params=[False, True], ids=["total", "fragments"])
-def constraint(request: pytest.FixtureRequest, structure: Structure) -> Constraint | None:
-    """The total charge alone, or two fragments of both elements and a rest."""
-    if not request.param:
-        return None
-    return fragment_charges(8, structure.charge, [[0, 1, 5], [7, 2]], [0.4, -0.3])
+HELD = {"charges": "fragments", "fragments": [[0, 1, 5], [7, 2]], "fragment_charges": [0.4, -0.3]}
+"""Two fragments of both elements and a rest."""
+
+
+@pytest.fixture(params=[{}, HELD], ids=["total", "fragments"])
+def held(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """How charge flows: under the total charge alone, or inside of fragments."""
+    return request.param
 
 
 @pytest.fixture
-def result(potential: Potential, structure: Structure, constraint: Constraint | None) -> Result:
-    return potential.compute(structure, constraint=constraint)
+def used(strong: Model, held: dict[str, Any]) -> Potential:
+    return Potential(strong, accuracy=1e-9, tolerance=1e-12, **held)
+
+
+@pytest.fixture
+def result(used: Potential, structure: Structure) -> Result:
+    return used.compute(structure)
 
 
 def strained(structure: Structure, deform: np.ndarray) -> Structure:
@@ -118,23 +122,23 @@ def same(got: Result, wanted: Result, relative: float, names: tuple[str, ...]) -
 # Rounding of 100 eV leaves 1e-9, the descriptor's interpolation 1e-10 / 5e-4, the Coulomb sum 1e-9 eV/A
 
 
-def test_forces(
-    exact: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
-) -> None:
+def test_forces(strong: Model, structure: Structure, held: dict[str, Any], result: Result, helpers: Any) -> None:
+    exact = Potential(strong, **EXACT, **held)
+
     def energy(r: np.ndarray) -> float:
-        return exact.compute(helpers.moved(structure, r), want=(), constraint=constraint).energy
+        return exact.compute(helpers.moved(structure, r), want=()).energy
 
     wanted = -helpers.five_point(energy, structure.positions, 5e-4)
     assert np.abs(wanted).max() > 0.5  # eV/A: large enough for a relative error to mean something
     np.testing.assert_allclose(result.forces, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())
 
 
-def test_virial(
-    exact: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
-) -> None:
+def test_virial(strong: Model, structure: Structure, held: dict[str, Any], result: Result, helpers: Any) -> None:
+    exact = Potential(strong, **EXACT, **held)
+
     def energy(strain: np.ndarray) -> float:
         symmetric = np.eye(3) + 0.5 * (strain + strain.T)
-        return exact.compute(strained(structure, symmetric), want=(), constraint=constraint).energy
+        return exact.compute(strained(structure, symmetric), want=()).energy
 
     wanted = -helpers.five_point(energy, np.zeros((3, 3)), 1e-4)
     assert np.abs(wanted).max() > 0.05  # eV
@@ -153,9 +157,8 @@ LARGE = {
 @pytest.mark.parametrize("charge", [0.0, 1.0])
 @pytest.mark.parametrize("constrained", [False, True], ids=["total", "fragments"])
 def test_forces_and_virial_of_many_atoms(
-    potential: Potential, exact: Potential, kind: str, charge: float, constrained: bool, helpers: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    strong: Model, kind: str, charge: float, constrained: bool, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Along a random direction of all positions, one coordinate and one strain: mesh, sorting and iteration at work."""
     (cells, pbc), per_pair = LARGE[kind]
     monkeypatch.setattr(coulomb, "PER_DIRECT_PAIR", per_pair)
@@ -167,8 +170,9 @@ def test_forces_and_virial_of_many_atoms(
     n = len(still)
     pieces = [rng.permutation(n)[: n // 3], []]
     pieces[1] = np.setdiff1d(np.arange(n), pieces[0])[:20]
-    constraint = fragment_charges(n, charge, pieces, [1.0, -0.5]) if constrained else None
-    got = potential.compute(still, constraint=constraint)
+    held = {"charges": "fragments", "fragments": pieces, "fragment_charges": [1.0, -0.5]} if constrained else {}
+    exact = Potential(strong, **EXACT, **held)
+    got = Potential(strong, accuracy=1e-9, tolerance=1e-12, **held).compute(still)
     for rows, total in zip(pieces, (1.0, -0.5), strict=True):
         held = got.charges[rows].sum() == pytest.approx(total, abs=1e-10)  # rounding of some hundred charges
         assert held == constrained
@@ -181,7 +185,7 @@ def test_forces_and_virial_of_many_atoms(
 
     def slope(move: Callable[[float], Structure], step: float) -> float:
         def energy(x: np.ndarray) -> float:
-            return exact.compute(move(float(x[0])), want=(), constraint=constraint).energy
+            return exact.compute(move(float(x[0])), want=()).energy
 
         return float(helpers.five_point(energy, np.zeros(1), step)[0])
 
@@ -216,11 +220,9 @@ def test_repulsion_acts_between_the_right_nuclei(strong: Model, potential: Poten
 # --- symmetries, to rounding: sums of some thousand terms, and Ewald's sums of terms of 50 eV
 
 
-def test_rotation(
-    potential: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
-) -> None:
+def test_rotation(used: Potential, structure: Structure, result: Result, helpers: Any) -> None:
     rotation = helpers.random_rotation(3)
-    turned = potential.compute(
+    turned = used.compute(
         Structure(
             structure.numbers,
             structure.positions @ rotation,
@@ -228,8 +230,7 @@ def test_rotation(
             pbc=structure.pbc,
             charge=structure.charge,
             field=structure.field @ rotation,
-        ),
-        constraint=constraint,
+        )
     )
     wanted = Result(
         result.energy,
@@ -243,12 +244,10 @@ def test_rotation(
     same(turned, wanted, 1e-9, names)
 
 
-def test_translation(
-    potential: Potential, structure: Structure, constraint: Constraint | None, result: Result, helpers: Any
-) -> None:
+def test_translation(used: Potential, structure: Structure, result: Result, helpers: Any) -> None:
     """A charged system in a field gains -Q F.t; nothing else changes."""
     t = np.array([3.3, -7.1, 12.4])
-    shifted = potential.compute(helpers.moved(structure, structure.positions + t), constraint=constraint)
+    shifted = used.compute(helpers.moved(structure, structure.positions + t))
     gain = -structure.charge * (structure.field @ t)
     assert shifted.energy == pytest.approx(result.energy + gain, abs=1e-9)
     np.testing.assert_allclose(shifted.charges, result.charges, atol=1e-11)
@@ -257,9 +256,12 @@ def test_translation(
         np.testing.assert_allclose(shifted.dipole, result.dipole + structure.charge * t, atol=1e-10)
 
 
-def test_permutation(potential: Potential, structure: Structure, constraint: Constraint | None, result: Result) -> None:
+def test_permutation(strong: Model, structure: Structure, held: dict[str, Any], result: Result) -> None:
     order = np.random.default_rng(5).permutation(len(structure))
-    mixed = potential.compute(
+    if held:
+        place = np.argsort(order)
+        held = {**held, "fragments": [place[rows] for rows in held["fragments"]]}
+    mixed = Potential(strong, accuracy=1e-9, tolerance=1e-12, **held).compute(
         Structure(
             structure.numbers[order],
             structure.positions[order],
@@ -267,8 +269,7 @@ def test_permutation(potential: Potential, structure: Structure, constraint: Con
             pbc=structure.pbc,
             charge=structure.charge,
             field=structure.field,
-        ),
-        constraint=None if constraint is None else constraint.ordered(order),
+        )
     )
     wanted = Result(
         result.energy, result.charges[order], result.energies[order], result.forces[order], result.virial, result.dipole
@@ -276,16 +277,17 @@ def test_permutation(potential: Potential, structure: Structure, constraint: Con
     same(mixed, wanted, 1e-10, ("charges", "energies", "forces", "virial"))
 
 
-def test_sums(structure: Structure, constraint: Constraint | None, result: Result) -> None:
+def test_sums(structure: Structure, held: dict[str, Any], result: Result) -> None:
     """sum q = Q, sum F = Q times the field, the atoms' energies add up; all to rounding of eight numbers."""
     assert result.charges.sum() == pytest.approx(structure.charge, abs=1e-12)
-    if constraint is not None:
-        np.testing.assert_allclose(np.bincount(constraint.group, result.charges), constraint.charges, atol=1e-12)
+    if held:
+        fragments = [result.charges[rows].sum() for rows in held["fragments"]]
+        np.testing.assert_allclose(fragments, held["fragment_charges"], atol=1e-12)
     np.testing.assert_allclose(result.forces.sum(axis=0), structure.charge * structure.field, atol=1e-9)
     assert result.energies.sum() == pytest.approx(result.energy, rel=1e-13)
     np.testing.assert_array_equal(result.virial, result.virial.T)
     if structure.boundary != "open":
-        assert result.dipole is None
+        assert result.dipole is None or held
     else:
         np.testing.assert_allclose(result.dipole, result.charges @ structure.positions, rtol=1e-12)
 
@@ -413,7 +415,7 @@ def test_wrapping_of_a_slab_does_not_matter(potential: Potential, field: float, 
     same(scattered, potential.compute(cell), 1e-10, ("charges", "energies", "forces", "virial"))
 
 
-def test_slab_far_from_another_feels_its_field_alone(potential: Potential, helpers: Any) -> None:
+def test_slab_far_from_another_feels_its_field_alone(strong: Model, potential: Potential, helpers: Any) -> None:
     """Two neutral slabs as fragments of one, 100 A apart: each has the charges it has alone."""
     here = slab(helpers)
     both = Structure(
@@ -423,7 +425,8 @@ def test_slab_far_from_another_feels_its_field_alone(potential: Potential, helpe
         pbc=here.pbc,
     )
     one = potential.compute(here)
-    got = potential.compute(both, constraint=fragment_charges(16, 0.0, [range(8), range(8, 16)], [0.0, 0.0]))
+    apart = Potential(strong, 1e-9, 1e-12, charges="fragments", fragments=np.arange(16) // 8)
+    got = apart.compute(both)
     # a neutral slab has no field outside but exp(-G d), G = 1 / A and d = 90 A: what is left is the sum's 1e-9
     np.testing.assert_allclose(got.charges, np.tile(one.charges, 2), atol=1e-8)
     np.testing.assert_allclose(got.forces, np.tile(one.forces, (2, 1)), atol=1e-7)

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from scipy.linalg import null_space
 
 from kqeq_md.charges.constraints import Constraint, fragment_charges, total_charge
-from kqeq_md.charges.field import field_gradient, field_potential
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.electrostatics.direct import DirectCoulomb
@@ -231,15 +230,19 @@ def open_path(path: str) -> Iterator[None]:
 def computed(system: System) -> Result | KqeqError:
     """The production path, and what it refuses with; for half of the systems as the second step of a trajectory."""
     structure = system.structure
-    potential = Potential(system.model, system.accuracy, system.tolerance)
+    held: dict[str, Any] = {}
+    if len(system.constraint.charges) > 1:
+        group, charges = system.constraint.group, system.constraint.charges
+        held = {"charges": "fragments", "fragments": group, "fragment_charges": charges}
+    potential = Potential(system.model, system.accuracy, system.tolerance, **held)
     with open_path(system.path):
         if system.followed:
             moved = structure.positions + 0.02 * np.sin(np.arange(structure.positions.size)).reshape(-1, 3)
             before = Structure(structure.numbers, moved, structure.cell, structure.pbc, structure.charge)
             with suppress(KqeqError):  # that step is no matter here
-                potential.compute(before, constraint=system.constraint)
+                potential.compute(before)
         try:
-            return potential.compute(structure, constraint=system.constraint)
+            return potential.compute(structure)
         except KqeqError as refusal:
             return refusal
 
@@ -262,8 +265,7 @@ class Dense:
                 structure.positions, structure.cell, width, hardness, EXACT, structure.open_axis
             )
         self.matrix = self.coulomb.matrix()
-        applied = field_potential(structure)
-        self.linear = system.model.electronegativity_offset[species] + (0.0 if applied is None else applied)
+        self.linear = system.model.electronegativity_offset[species] - structure.positions @ structure.field
         n, group, charges = len(structure), system.constraint.group, system.constraint.charges
         self.sums = (group == np.arange(len(charges))[:, None]).astype(float)
         transfers = null_space(self.sums)
@@ -286,7 +288,7 @@ class Dense:
         return float(charges @ (self.linear + 0.5 * self.matrix @ charges))
 
     def forces(self, charges: np.ndarray) -> np.ndarray:
-        return -(self.coulomb.gradient(charges)[0] + field_gradient(self.structure, charges)[0])
+        return np.outer(charges, self.structure.field) - self.coulomb.gradient(charges)[0]
 
     def gradient(self, charges: np.ndarray) -> float:
         """|P (J q + b)|, eV/e."""

@@ -14,7 +14,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from scipy.special import erf, erfc, erfcx
 
 from kqeq_md.ase import KQEq, structure_from_atoms
-from kqeq_md.charges.field import dipole, effective_field, field_gradient, field_potential
+from kqeq_md.charges.charge_model import Hold
+from kqeq_md.charges.constraints import total_charge
+from kqeq_md.charges.field import effective_field, field_gradient, has_dipole
 from kqeq_md.electrostatics.ewald import EwaldCoulomb
 from kqeq_md.electrostatics.lattice import greedy_reduction, reduced_cell
 from kqeq_md.electrostatics.slab import (
@@ -402,6 +404,10 @@ def test_slab_structure() -> None:
     assert np.linalg.det(structure.cell) > 0
 
 
+FREE = Hold(total_charge(2, 0.0))
+"""Charges of two atoms that flow freely."""
+
+
 def field_along(direction: Any) -> Structure:
     positions = np.array([[0.0, 1, 2], [3, 4, 6]])
     return Structure([11, 17], positions, cell=np.diag([9, 8, 0]), pbc=SLAB, field=direction)
@@ -409,9 +415,10 @@ def field_along(direction: Any) -> Structure:
 
 def test_field_along_the_normal() -> None:
     structure = field_along([0, 0, -0.3])
-    close(field_potential(structure), np.array([0.6, 1.8]), atol=1e-15)  # rounding
-    assert dipole(structure, np.ones(2)) is None
-    grad_r, grad_strain = field_gradient(structure, np.array([2.0, -1.0]))
+    close(effective_field(structure, FREE), np.array([0.0, 0.0, -0.3]), atol=1e-15)  # rounding
+    assert not has_dipole(structure, FREE)
+    q = np.array([2.0, -1.0])
+    grad_r, grad_strain = field_gradient(structure, FREE, q, q @ structure.positions)
     close(grad_r, [[0, 0, 0.6], [0, 0, -0.3]], atol=1e-15)
     close(grad_strain, np.diag([0, 0, -0.6]), atol=1e-15)  # 0.3 (2 * 2 - 6); rounding
 
@@ -419,7 +426,7 @@ def test_field_along_the_normal() -> None:
 @pytest.mark.parametrize("direction", [(0.1, 0, 0), (0, 0.1, 0.1), (1e-6, 0, 0.1)])
 def test_field_in_the_plane_is_refused(direction: tuple[float, ...]) -> None:
     with pytest.raises(FieldError, match="`field` must be zero along periodic axes"):
-        field_potential(field_along(direction))
+        effective_field(field_along(direction), FREE)
 
 
 def test_field_along_a_turned_normal_passes(helpers: Any) -> None:
@@ -427,20 +434,20 @@ def test_field_along_a_turned_normal_passes(helpers: Any) -> None:
     turn = helpers.random_rotation(6)
     for size in (1e-8, 0.1, 1e3):
         structure = Structure([11], [[0, 0, 0]], cell=np.diag([9, 8, 0]) @ turn, pbc=SLAB, field=size * turn[2])
-        field = effective_field(structure)
-        assert field is not None
+        field = effective_field(structure, Hold(total_charge(1, 0.0)))
         np.testing.assert_allclose(field, size * turn[2], rtol=1e-12)
 
 
 def test_field_gradient_of_open_structures(helpers: Any) -> None:
     structure, q = helpers.cluster(field=[0.1, -0.2, 0.3]), np.arange(8.0)
 
-    def energy(deform: np.ndarray) -> float:
-        applied = field_potential(helpers.strained(structure, deform))
-        assert applied is not None
-        return float(applied @ q)
+    hold = Hold(total_charge(8, 0.0))
 
-    grad_r, grad_strain = field_gradient(structure, q)
+    def energy(deform: np.ndarray) -> float:
+        now = helpers.strained(structure, deform)
+        return -float(effective_field(now, hold) @ (q @ now.positions))
+
+    grad_r, grad_strain = field_gradient(structure, hold, q, q @ structure.positions)
     close(grad_r, -np.outer(q, structure.field), atol=1e-15)  # rounding
     wanted = helpers.five_point(energy, np.eye(3), 0.1)  # linear: rounding
     close(grad_strain, wanted.T, atol=1e-12)

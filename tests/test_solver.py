@@ -29,7 +29,7 @@ from kqeq_md.electrostatics import coulomb
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.gaussians import self_interaction
-from kqeq_md.errors import ChargeError, KqeqError, StructureError
+from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import NeighbourList, find_pairs
 from kqeq_md.potential import LocalPart, Potential
@@ -524,6 +524,16 @@ def sodium_alone(name: str, helpers: Any) -> Structure:
     return Structure(np.full(len(structure), 11), structure.positions, cell=structure.cell, pbc=structure.pbc)
 
 
+def search(apply: Callable[[np.ndarray], np.ndarray], inverse: Callable[[np.ndarray], np.ndarray], n: int) -> None:
+    """`check_stability` of a matrix for transfers among n atoms, as the solver makes it."""
+    free = total_charge(n, 0.0)
+
+    def respond(x: np.ndarray) -> np.ndarray:
+        return conjugate_gradient(apply, inverse, -x, free, np.zeros(n), 1.0, 1e-6).charges
+
+    check_stability(respond, free.project(np.random.default_rng(0).normal(size=n)))
+
+
 @pytest.mark.parametrize("name", ["slab", "periodic", "open, large"])
 def test_soft_mode_without_a_force_is_refused(
     model: Model, name: str, helpers: Any, monkeypatch: pytest.MonkeyPatch
@@ -546,11 +556,11 @@ def test_soft_mode_without_a_force_is_refused(
 
         potential = Potential(with_hardness(model, shift, 8.0))
         if match is None:
-            check_stability(apply, inverse.apply, total_charge(n, 0.0))
+            search(apply, inverse.apply, n)
             assert np.isfinite(potential.compute(structure).energy)
         else:
             with pytest.raises(ChargeError, match=match):
-                check_stability(apply, inverse.apply, total_charge(n, 0.0))
+                search(apply, inverse.apply, n)
             with pytest.raises(ChargeError, match="`hardness` is too"):
                 potential.compute(structure)
 
@@ -587,15 +597,21 @@ def test_stability_may_be_lost_on_the_way(model: Model, helpers: Any) -> None:
         [potential.compute(late, want=()) for late in frames[15:]]
 
 
-def test_fragments_that_cannot_exchange_may_be_soft(helpers: Any) -> None:
-    frozen = fragment_charges(8, 0.0, [[k] for k in range(8)], np.zeros(8))
-    check_stability(lambda x: -x, lambda x: x, frozen)
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_fragments_that_cannot_exchange_may_be_soft(model: Model, name: str, helpers: Any) -> None:
+    structure, soft = placed(name, helpers), with_hardness(model, -30.0, -30.0)
+    charges = np.where(structure.numbers == 11, 1.0, -1.0)
+    frozen = Potential(soft, charges="fragments", fragments=np.arange(len(structure)), fragment_charges=charges)
+    np.testing.assert_array_equal(frozen.compute(structure).charges, charges)
+
+
+def test_softest_transfer_that_is_accepted() -> None:
     with pytest.raises(ChargeError, match="not positive definite"):
-        check_stability(lambda x: -x, lambda x: x, total_charge(8, 0.0))
+        search(lambda x: -x, lambda x: x, 8)
     assert SOFTEST == 0.01
-    check_stability(lambda x: 1.01 * SOFTEST * x, lambda x: x, total_charge(8, 0.0))
+    search(lambda x: 1.01 * SOFTEST * x, lambda x: x, 8)
     with pytest.raises(ChargeError, match="must cost at least 0.01 eV/e\\^2, got 0.0099"):
-        check_stability(lambda x: 0.99 * SOFTEST * x, lambda x: x, total_charge(8, 0.0))
+        search(lambda x: 0.99 * SOFTEST * x, lambda x: x, 8)
 
 
 # --- the whole potential does not depend on what it has seen
@@ -626,14 +642,14 @@ FORCE_PER_CHARGE = 3.0
 """eV/A for an error of 1 e (norm over all atoms) of the charges: neighbouring ions and dchi/dR. Measured 0.4 to 0.9."""
 
 
-def agree(used: Potential, structure: Structure, constraint: Constraint | None = None) -> Result:
-    """The next result is that of a new potential, within what the tolerance promises.
+def agree(used: Potential, structure: Structure, **charges: Any) -> Result:
+    """The next result is that of a new potential (with the same `charges`), within what the tolerance promises.
 
     Residuals r of both, below tolerance * scale, leave errors |dq| <= |r| / hardness of at least 6 eV/e^2 in the
     charges (J is the hardness and a Coulomb repulsion without negative eigenvalues), and half of |r| |dq| in energies.
     """
-    got = used.compute(structure, constraint=constraint)
-    new = Potential(used.model, used.accuracy, used.tolerance).compute(structure, constraint=constraint)
+    got = used.compute(structure)
+    new = Potential(used.model, used.accuracy, used.tolerance, **charges).compute(structure)
     residual = 2.0 * used.tolerance * scale_of(used, structure)
     error = residual / used.model.hardness.min()
     # rounding beside it: 1e-11 of charges and forces, sums of 1e3 eV
@@ -690,8 +706,8 @@ def test_structures_may_alternate(strong: Model, helpers: Any) -> None:
 
 
 def test_settings_may_change(strong: Model, helpers: Any) -> None:
-    used = Potential(strong, tolerance=1e-8)
-    fragments = {charge: fragment_charges(64, charge, [[0, 1, 2], [10, 40]], [0.3, -0.6]) for charge in (0.0, 1.0)}
+    held = {"charges": "fragments", "fragments": [[0, 1, 2], [10, 40]], "fragment_charges": [0.3, -0.6]}
+    free, fragments = Potential(strong, tolerance=1e-8), Potential(strong, tolerance=1e-8, **held)
     seen = []
     for kind, charge, field, constrained in (
         ("slab", 0.0, 0.0, False),
@@ -706,7 +722,8 @@ def test_settings_may_change(strong: Model, helpers: Any) -> None:
         ("slab", 0.0, 0.0, False),
     ):
         structure = frame(kind, 0, helpers, charge=charge, field=(0, 0, field))
-        seen.append(agree(used, structure, fragments[charge] if constrained else None).energy)
+        got = agree(fragments, structure, **held) if constrained else agree(free, structure)
+        seen.append(got.energy)
     assert seen[-1] == pytest.approx(seen[0], abs=1e-9)
     assert len(np.unique(np.round(seen, 3))) == len(seen) - 1  # each setting counts
 
@@ -766,11 +783,17 @@ def test_a_refused_structure_leaves_no_trace(strong: Model, helpers: Any) -> Non
     touching[1] = touching[0] + 0.01
     with pytest.raises(StructureError, match="overlap"):
         used.compute(helpers.moved(here, touching))
-    with pytest.raises(ChargeError, match="`constraint` must add up to the total charge 0, got 1"):
-        used.compute(here, constraint=total_charge(64, 1.0))
-    with pytest.raises(ChargeError, match="`constraint` must be for the structure's 64 atoms, got 8"):
-        used.compute(here, constraint=total_charge(8, 0.0))
+    with pytest.raises(FieldError, match="`field` must be zero along periodic axes"):
+        used.compute(replace(here, field=[0.0, 0.1, 0.0]))
     agree(used, here)
+    held = {"charges": "fragments", "fragments": np.arange(64) // 32, "fragment_charges": [0.5, -0.5]}
+    used = Potential(strong, tolerance=1e-8, **held)
+    agree(used, here, **held)
+    with pytest.raises(ChargeError, match="`fragment_charges` must add up to the total charge 1, got 0"):
+        used.compute(replace(here, charge=1.0))
+    with pytest.raises(ChargeError, match="`fragments` must be a whole number for each of 8 atoms, got 64"):
+        used.compute(helpers.cluster())
+    agree(used, here, **held)
 
 
 @pytest.fixture

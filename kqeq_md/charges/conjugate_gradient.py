@@ -133,7 +133,7 @@ def refined_conjugate_gradient(
     charges, induced, gradient = beginning(coulomb.apply, linear, constraint, start, scale)
     size = float(np.linalg.norm(gradient))
     target = largest_residual(induced, linear, scale, tolerance)
-    unchanged = Constraint(constraint.group, np.zeros_like(constraint.charges))
+    unchanged = constraint.homogeneous
     iterations = 0
     while not size <= target:
         error = coulomb.roughness * size

@@ -44,19 +44,17 @@ class Constraint:
 
     def enforce(self, x: Floats) -> Floats:
         """x with the same change for all atoms of a group, such that the sums are right; shape (n,)."""
-        out: Floats = x + ((self.charges - self._sum(x)) / self.sizes)[self.group]
+        out: Floats = x + (self.excess(x) / self.sizes)[self.group]
         return out
 
-    def check(self, n: int, charge: float) -> None:
-        """Refuse a structure of another size or total charge.
+    def excess(self, x: Floats) -> Floats:
+        """Q_g less the sum of x over each group, shape (n_groups,)."""
+        return self.charges - self._sum(x)
 
-        Raises:
-            ChargeError: naming both.
-        """
-        if len(self.group) != n:
-            raise ChargeError(f"`constraint` must be for the structure's {n} atoms, got {len(self.group)}")
-        if not abs(self.charges.sum() - charge) <= SUM:
-            raise ChargeError(f"`constraint` must add up to the total charge {charge:g}, got {self.charges.sum():g}")
+    @property
+    def homogeneous(self) -> Constraint:
+        """The same groups with sums of zero: what changes of charges obey."""
+        return Constraint(self.group, np.zeros_like(self.charges))
 
     def ordered(self, order: Ints) -> Constraint:
         """The same constraint for atoms in another order."""
@@ -77,25 +75,43 @@ def total_charge(n: int, charge: float) -> Constraint:
     return Constraint(np.zeros(n, dtype=np.int64), np.array([charge]))
 
 
-def fragment_charges(n: int, charge: float, fragments: Sequence[ArrayLike], charges: ArrayLike) -> Constraint:
+def fragment_charges(
+    n: int, charge: float, fragments: ArrayLike | Sequence[ArrayLike], charges: ArrayLike
+) -> Constraint:
     """Each fragment holds its own charge; atoms in none of them share what is left of the total charge.
 
     Args:
         n: number of atoms.
         charge: total charge Q, e.
-        fragments: the atoms of each fragment, counted from 0; no atom in two of them.
+        fragments: as `grouping` takes them.
         charges: of each fragment, e, shape (n_fragments,).
 
     Raises:
         ChargeError: fragments that overlap, are empty or name atoms that there are not; charges that do not add up.
     """
-    if not isinstance(fragments, Sequence):
-        raise ChargeError(f"`fragments` must be a list of lists of atoms, got {fragments!r}")
-    if not np.isfinite(charge):
-        raise ChargeError(f"`charge` must be finite, got {charge!r}")
-    wanted = np.asarray(charges, dtype=np.float64)
-    if wanted.shape != (len(fragments),) or not np.isfinite(wanted).all():
-        raise ChargeError(f"`charges` must be a finite number for each of {len(fragments)} fragments, got {charges!r}")
+    return constrain(*grouping(n, fragments), charge, charges)
+
+
+def grouping(n: int, fragments: ArrayLike | Sequence[ArrayLike]) -> tuple[Ints, bool]:
+    """The group of each atom, shape (n,), and whether the last group holds the atoms that no fragment names.
+
+    Args:
+        n: number of atoms.
+        fragments: a whole number for each atom, shape (n,), the same within a molecule, groups ascend with it; or the
+            atoms of each fragment, counted from 0, no atom in two of them.
+
+    Raises:
+        ChargeError: anything else.
+    """
+    if isinstance(fragments, str) or not isinstance(fragments, Sequence | np.ndarray):
+        raise ChargeError(f"`fragments` must be a list of lists of atoms or molecule numbers, got {fragments!r}")
+    if len(fragments) > 0 and all(np.ndim(entry) == 0 for entry in fragments):
+        numbers = np.asarray(fragments)
+        if numbers.shape != (n,) or not np.issubdtype(numbers.dtype, np.integer):
+            raise ChargeError(
+                f"`fragments` must be a whole number for each of {n} atoms, got {len(numbers)} of type {numbers.dtype}"
+            )
+        return np.unique(numbers, return_inverse=True)[1].astype(np.int64), False
     group = np.full(n, -1, dtype=np.int64)
     for index, fragment in enumerate(fragments):
         atoms = np.asarray(fragment)
@@ -112,12 +128,45 @@ def fragment_charges(n: int, charge: float, fragments: Sequence[ArrayLike], char
                 f"`fragments` must not overlap, got atom {shared} in fragments {group[shared]} and {index}"
             )
         group[atoms] = index
-    rest = charge - wanted.sum()
-    if (group < 0).any():
-        group[group < 0] = len(wanted)
-        return Constraint(group, np.append(wanted, rest))
-    if abs(rest) > SUM:
+    rest = group < 0
+    group[rest] = len(fragments)
+    return group, bool(rest.any())
+
+
+def constrain(group: Ints, rest: bool, charge: float, charges: ArrayLike | None) -> Constraint:
+    """Sums over groups.
+
+    Args:
+        group: of each atom, shape (n,).
+        rest: the last group takes what the others leave of the total charge.
+        charge: total charge Q, e.
+        charges: of each group, the last one of `rest` left out, e; None where only one choice is natural: neutral
+            groups, or one group.
+
+    Raises:
+        ChargeError: charges that do not add up, or that nobody can guess.
+    """
+    n_groups = int(group.max()) + 1
+    if not np.isfinite(charge):
+        raise ChargeError(f"`charge` must be finite, got {charge!r}")
+    if charges is None:
+        if n_groups > 1 and charge != 0.0:
+            raise ChargeError(
+                f"`fragment_charges` must say which of {n_groups} fragments hold the total charge {charge:g}, got None"
+            )
+        return Constraint(group, np.full(n_groups, charge))
+    n_given = n_groups - rest
+    try:
+        wanted = np.asarray(charges, dtype=np.float64)
+    except (TypeError, ValueError):
+        wanted = np.empty(())
+    if wanted.shape != (n_given,) or not np.isfinite(wanted).all():
         raise ChargeError(
-            f"`charges` of the fragments must add up to the total charge {charge:g}, got {wanted.sum():g}"
+            f"`fragment_charges` must be a finite number for each of {n_given} fragments, got {charges!r}"
         )
+    left = charge - wanted.sum()
+    if rest:
+        return Constraint(group, np.append(wanted, left))
+    if abs(left) > SUM:
+        raise ChargeError(f"`fragment_charges` must add up to the total charge {charge:g}, got {wanted.sum():g}")
     return Constraint(group, wanted)

@@ -1,9 +1,10 @@
 """Charge equilibration: electronegativities in, charges and electrostatic energy out.
 
-    E(q) = sum_i (chi_i - F.R_i) q_i + 1/2 sum_ij q_i J_ij q_j,   sum_i q_i = Q
+    E(q) = sum_i chi_i q_i + 1/2 sum_ij q_i J_ij q_j - F.mu
 
-E is stationary in q under the constraint, so its derivatives need no derivative of q:
-dE/dchi_i = q_i and dE/dR is taken at fixed charges.
+under the sums of `constraints`, or with the flows of `split` and their energy. E is stationary in what is free, so its
+derivatives need no derivative of q: dE/dchi_i = q_i, dE/dq0_i = phi_i - F.r_i with phi = chi + J q, and dE/dR is taken
+at fixed charges and flows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kqeq_md.charges.charge_model import Hold
 from kqeq_md.charges.cholesky import solve_dense
 from kqeq_md.charges.conjugate_gradient import (
     Solution,
@@ -20,11 +22,20 @@ from kqeq_md.charges.conjugate_gradient import (
     residual_scale,
 )
 from kqeq_md.charges.constraints import Constraint
-from kqeq_md.charges.field import field_gradient, field_potential
+from kqeq_md.charges.field import field_gradient
 from kqeq_md.charges.history import ChargeHistory
 from kqeq_md.charges.preconditioner import Preconditioner
+from kqeq_md.charges.split import (
+    Bonds,
+    SplitSolution,
+    solve_split,
+    solve_split_dense,
+    split_conjugate_gradient,
+    split_scale,
+    split_size,
+)
 from kqeq_md.charges.stability import SAFE, check_stability
-from kqeq_md.electrostatics.coulomb import SMALL, Coulomb, CoulombGradient
+from kqeq_md.electrostatics.coulomb import SMALL, Coulomb
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.gaussians import self_interaction
 from kqeq_md.errors import ChargeError
@@ -38,13 +49,52 @@ go on to a tenth of the tolerance, but not beyond this."""
 
 
 @dataclass(frozen=True, eq=False)
+class Problem:
+    """The charges of one structure, to be equilibrated. Arrays are in the order of `neighbours`.
+
+    Attributes:
+        structure: positions, boundary.
+        coulomb: the operator J.
+        neighbours: pairs of the structure, up to RADIUS of the preconditioner at least.
+        electronegativity: chi, eV/e, shape (n,).
+        constraint: sums of charges, or for split charges of q0.
+        field: F of `effective_field`, V/Angstrom, shape (3,).
+        anchors: r of `field`, Angstrom, shape (n, 3).
+        reference: q0, e, shape (n,), for split charges alone.
+        bonds: the bonds of split charges; None where charges flow freely under the constraint.
+    """
+
+    structure: Structure
+    coulomb: Coulomb
+    neighbours: NeighbourList
+    electronegativity: Floats
+    constraint: Constraint
+    field: Floats
+    anchors: Floats
+    reference: Floats | None = None
+    bonds: Bonds | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Equilibrium:
-    """Charges (e, shape (n,)), the energy of each atom (eV, shape (n,)), q_i times half of its potentials, and how
-    many products with J the solution took beside the first one (0: solved by factorisation)."""
+    """Charges at the minimum.
+
+    Attributes:
+        charges: q, e, shape (n,).
+        potential: phi = chi + J q, eV/e, shape (n,).
+        energies: of each atom: q_i times chi_i and half of (J q)_i, half the energies of its bonds, and its part of
+            -F.mu; eV, shape (n,).
+        iterations: products with J beside the first one (0: solved by factorisation).
+        dipole: mu of `field`, e Angstrom, shape (3,); its components mean something where a field would.
+        tension: p_b / c_b of each bond (`Bonds.tension`), eV/e, shape (n_bonds,).
+    """
 
     charges: Floats
+    potential: Floats
     energies: Floats
     iterations: int
+    dipole: Floats
+    tension: Floats
 
 
 class ChargeSolver:
@@ -56,7 +106,7 @@ class ChargeSolver:
 
     Args:
         tolerance: largest accepted residual |P (J q + b)|, relative to |P b| + |J_ii Q / n|, with P the projection on
-            allowed charge transfers and b = chi - F.R.
+            allowed charge transfers and b = chi - F.R; for split charges that of the flows (`solve_split`).
         threads: how many work at once.
     """
 
@@ -67,38 +117,43 @@ class ChargeSolver:
         self._preconditioner = Preconditioner(threads)
         self._checked = -1
 
-    def solve(
-        self,
-        structure: Structure,
-        coulomb: Coulomb,
-        neighbours: NeighbourList,
-        electronegativity: Floats,
-        constraint: Constraint,
-    ) -> Equilibrium:
-        """Minimise E(q).
-
-        Args:
-            structure: field and positions, in the order of `neighbours`; so are all other arguments and the result.
-            coulomb: the operator J.
-            neighbours: pairs of the structure, up to RADIUS of the preconditioner at least.
-            electronegativity: chi_i, eV/e, shape (n,).
-            constraint: sums of charges.
+    def solve(self, problem: Problem) -> Equilibrium:
+        """Minimise E as the next step of a trajectory.
 
         Raises:
-            FieldError: a field along a periodic axis.
             ChargeError: no minimum, or tolerance not reached.
         """
-        applied = field_potential(structure)
-        linear = electronegativity if applied is None else electronegativity + applied
-        if isinstance(coulomb, DirectCoulomb) and len(linear) <= SMALL:
-            solution = self._factorise(coulomb, linear, constraint)
-        else:
-            solution = self._iterate(structure, coulomb, neighbours, linear, constraint)
-        energies = solution.charges * (linear + 0.5 * solution.induced)
-        return Equilibrium(solution.charges, energies, solution.iterations)
+        if _is_small(problem):
+            return self.respond(problem)
+        structure, constraint = problem.structure, problem.constraint
+        guess = self._history.guess(structure, constraint)
+        if problem.bonds is None:
+            solution = self._iterate(problem, guess, follows=guess is not None)
+            self._history.add(structure, constraint, solution.charges)
+            self._preconditioner.judge(solution.iterations)
+            return _free_equilibrium(problem, solution)
+        split = self._iterate_split(problem, problem.bonds, guess)
+        self._history.add(structure, constraint, split.induced)
+        return _split_equilibrium(problem, problem.bonds, split)
 
-    def _factorise(self, coulomb: DirectCoulomb, linear: Floats, constraint: Constraint) -> Solution:
-        matrix = coulomb.matrix()
+    def respond(self, problem: Problem) -> Equilibrium:
+        """Minimise E for itself: what comes before and after has no part in it.
+
+        Raises:
+            ChargeError: no minimum, or tolerance not reached.
+        """
+        if problem.bonds is None:
+            if _is_small(problem):
+                return _free_equilibrium(problem, self._factorise(problem))
+            return _free_equilibrium(problem, self._iterate(problem, None, follows=True))
+        if _is_small(problem):
+            return _split_equilibrium(problem, problem.bonds, self._factorise_split(problem, problem.bonds))
+        return _split_equilibrium(problem, problem.bonds, self._iterate_split(problem, problem.bonds, None))
+
+    def _factorise(self, problem: Problem) -> Solution:
+        assert isinstance(problem.coulomb, DirectCoulomb)
+        linear, constraint = _linear(problem), problem.constraint
+        matrix = problem.coulomb.matrix()
         charges = solve_dense(matrix, linear, constraint)
         induced = matrix @ charges
         residual = float(np.linalg.norm(constraint.project(induced + linear)))
@@ -109,34 +164,113 @@ class ChargeSolver:
             raise ChargeError(f"charges must reach a residual of {target:.3g} eV/e, got {residual:.3g}")
         return Solution(charges, induced, 0)
 
-    def _iterate(
-        self,
-        structure: Structure,
-        coulomb: Coulomb,
-        neighbours: NeighbourList,
-        linear: Floats,
-        constraint: Constraint,
-    ) -> Solution:
-        guess = self._history.guess(structure, constraint)
-        inverse = self._preconditioner.at(coulomb, neighbours, follows=guess is not None)
+    def _iterate(self, problem: Problem, guess: Floats | None, follows: bool) -> Solution:
+        coulomb, neighbours, constraint = problem.coulomb, problem.neighbours, problem.constraint
+        linear = _linear(problem)
+        inverse = self._preconditioner.at(coulomb, neighbours, follows)
         softest = float(coulomb.hardness.min())
-        if softest < 0.0 or (softest < SAFE and (guess is None or neighbours.builds != self._checked)):
-            check_stability(coulomb.apply, inverse.apply, constraint)
-            self._checked = neighbours.builds
+        if self._has_to_check(softest, guess, neighbours) and len(constraint.charges) < len(linear):
+            free = constraint.homogeneous
+
+            def respond(x: Floats) -> Floats:
+                start = np.zeros_like(x)
+                return conjugate_gradient(coulomb.apply, inverse.apply, -x, free, start, 1.0, 1e-6).charges
+
+            check_stability(respond, free.project(np.random.default_rng(0).normal(size=len(linear))))
         start = np.zeros(len(linear)) if guess is None else guess
         scale = residual_scale(linear, self_interaction(coulomb.hardness, coulomb.gaussian_width), constraint)
-        problem = (linear, constraint, start, scale, self._goal)
+        limits = (linear, constraint, start, scale, self._goal)
         if softest < SAFE or coulomb.roughness == 0.0:
-            solution = conjugate_gradient(coulomb.apply, inverse.apply, *problem)
-        else:
-            solution = refined_conjugate_gradient(coulomb, inverse.apply, *problem)
-        self._preconditioner.judge(solution.iterations)
-        self._history.add(structure, constraint, solution.charges)
-        return solution
+            return conjugate_gradient(coulomb.apply, inverse.apply, *limits)
+        return refined_conjugate_gradient(coulomb, inverse.apply, *limits)
+
+    def _factorise_split(self, problem: Problem, bonds: Bonds) -> SplitSolution:
+        assert isinstance(problem.coulomb, DirectCoulomb)
+        softest = float(problem.coulomb.hardness.min())
+        if softest < 0.0:
+            self._check_split(problem.coulomb, bonds)
+        return solve_split_dense(problem.coulomb.matrix(), bonds, problem.electronegativity, _unbound(problem, bonds))
+
+    def _iterate_split(self, problem: Problem, bonds: Bonds, guess: Floats | None) -> SplitSolution:
+        chi, unbound = problem.electronegativity, _unbound(problem, bonds)
+        coulomb = problem.coulomb
+        if self._has_to_check(float(coulomb.hardness.min()), guess, problem.neighbours):
+            self._check_split(coulomb, bonds)
+        expected = chi + (coulomb.apply(unbound) if guess is None else guess)
+        # a guess may be anything, so that it may tighten the tolerance but not loosen it
+        own = self_interaction(coulomb.hardness, coulomb.gaussian_width) * unbound
+        most = split_scale(bonds, chi, problem.field) + split_size(bonds, own)
+        scale = min(split_scale(bonds, expected, problem.field), most)
+        start = np.zeros_like(chi) if guess is None else expected
+        return solve_split(coulomb, bonds, chi, unbound, start, scale, self._goal)
+
+    def _has_to_check(self, softest: float, guess: Floats | None, neighbours: NeighbourList) -> bool:
+        """At every step for negative hardness, else with every new list where hardness is small."""
+        checks = softest < 0.0 or (softest < SAFE and (guess is None or neighbours.builds != self._checked))
+        if checks:
+            self._checked = neighbours.builds
+        return checks
+
+    def _check_split(self, coulomb: Coulomb, bonds: Bonds) -> None:
+        if len(bonds.pair) == 0:
+            return
+
+        def respond(x: Floats) -> Floats:
+            size = float(np.sqrt(bonds.halo.sum(x @ bonds.laplacian(x))))
+            return bonds.laplacian(split_conjugate_gradient(coulomb.apply, bonds, x, 1e-6 * size)[0])
+
+        check_stability(respond, bonds.laplacian(np.random.default_rng(0).normal(size=len(bonds.first) - 1)))
 
 
-def electrostatic_gradient(structure: Structure, coulomb: CoulombGradient, charges: Floats) -> tuple[Floats, Floats]:
-    """dE/dR (n, 3), eV/Angstrom, and dE/d(strain) (3, 3), eV, at fixed charges and electronegativities."""
-    grad_r, grad_strain = coulomb.gradient(charges)
-    field_r, field_strain = field_gradient(structure, charges)
+def _is_small(problem: Problem) -> bool:
+    return isinstance(problem.coulomb, DirectCoulomb) and len(problem.structure) <= SMALL
+
+
+def _linear(problem: Problem) -> Floats:
+    """chi - F.r, eV/e, shape (n,)."""
+    if not problem.field.any():
+        return problem.electronegativity
+    return problem.electronegativity - problem.anchors @ problem.field
+
+
+def _unbound(problem: Problem, bonds: Bonds) -> Floats:
+    """q0 + P: what the field alone would make of the charges, e, shape (n,)."""
+    assert problem.reference is not None
+    if not problem.field.any():
+        return problem.reference
+    return problem.reference + bonds.gathered(bonds.compliance * (bonds.vectors @ problem.field))
+
+
+def _free_equilibrium(problem: Problem, solution: Solution) -> Equilibrium:
+    linear = _linear(problem)
+    energies = solution.charges * (linear + 0.5 * solution.induced)
+    potential = problem.electronegativity + solution.induced
+    dipole = solution.charges @ problem.anchors
+    return Equilibrium(solution.charges, potential, energies, solution.iterations, dipole, np.empty(0))
+
+
+def _split_equilibrium(problem: Problem, bonds: Bonds, solution: SplitSolution) -> Equilibrium:
+    assert problem.reference is not None
+    tension = bonds.tension(solution.driving, problem.field)
+    flows = bonds.compliance * tension
+    of_bonds = flows * (0.25 * tension - 0.5 * (bonds.vectors @ problem.field))
+    energies = solution.charges * (problem.electronegativity + 0.5 * solution.induced)
+    energies += bonds.per_atom(of_bonds) - problem.reference * (problem.anchors @ problem.field)
+    potential = problem.electronegativity + solution.induced
+    dipole = problem.reference @ problem.anchors + 0.5 * flows @ bonds.vectors
+    return Equilibrium(solution.charges, potential, energies, solution.iterations, dipole, tension)
+
+
+def electrostatic_gradient(problem: Problem, hold: Hold, equilibrium: Equilibrium) -> tuple[Floats, Floats]:
+    """dE/dR (n, 3), eV/Angstrom, and dE/d(strain) (3, 3), eV, at fixed charges, flows and electronegativities, without
+    what `bond_gradient` gives."""
+    grad_r, grad_strain = problem.coulomb.gradient(equilibrium.charges)
+    field_r, field_strain = field_gradient(problem.structure, hold, equilibrium.charges, equilibrium.dipole)
     return grad_r + field_r, grad_strain + field_strain
+
+
+def bond_gradient(bonds: Bonds, tension: Floats) -> Floats:
+    """dE/d(d_b) at fixed x_b, from c(r) alone: -1/4 dc/dr (p_b / c_b)^2 d_b / r in each direction; (n_bonds, 3)."""
+    length = np.linalg.norm(bonds.vectors, axis=1)
+    out: Floats = (-0.25 * bonds.slope * tension**2 / length)[:, None] * bonds.vectors
+    return out

@@ -1,0 +1,151 @@
+"""Which atoms belong together: molecules, or whatever else keeps its own charge.
+
+Atoms are bonded when they are closer than BONDED (r_i + r_j), r the covalent radii; fragments are the connected parts
+of that graph, or given. Each fragment is also spanned by a tree: tied atom by atom to a neighbour at its nearest image,
+it is whole wherever an engine has wrapped its atoms to, so that sums of q_i R_i over it mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kqeq_md.charges.constraints import grouping
+from kqeq_md.electrostatics.lattice import reduced_cell
+from kqeq_md.elements import COVALENT_RADII
+from kqeq_md.neighbours import find_pairs, lattice_of
+from kqeq_md.pair_search import Ints
+from kqeq_md.structure import Floats, Structure
+
+BONDED = 1.25
+"""Times the sum of covalent radii: above any vibration of a bond, below the contacts between molecules."""
+
+GAP = 1e-6
+"""Angstrom. A bond that a whole fragment misses by more closes over the cell."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """A partition of the atoms, frozen: bonds may stretch later without changing it.
+
+    Attributes:
+        group: fragment of each atom, counted from 0, shape (n,).
+        rest: the last fragment holds what no other one names.
+        parent: the atom that each one is tied to; the first of a fragment to itself, shape (n,).
+        levels: atoms by their distance from the first one of their fragment along the tree, the first ones left out.
+        windings: lattice vectors, in cells, by which bonds of a fragment close over a periodic boundary (polymers,
+            crystals); shape (n_windings, 3).
+    """
+
+    group: Ints
+    rest: bool
+    parent: Ints
+    levels: tuple[Ints, ...]
+    windings: Ints
+
+    def __len__(self) -> int:
+        return int(self.group.max()) + 1
+
+    def whole(self, structure: Structure) -> Floats:
+        """Positions with each fragment in one piece around its first atom, Angstrom, shape (n, 3)."""
+        positions = np.array(structure.positions)
+        if not any(structure.pbc):
+            return positions
+        nearest = nearest_image(structure)
+        for level in self.levels:
+            parents = positions[self.parent[level]]
+            positions[level] = parents + nearest(positions[level] - parents)
+        return positions
+
+
+def connected_fragments(structure: Structure) -> Fragments:
+    """Fragments by connectivity, in the order of their first atoms.
+
+    Raises:
+        StructureError: two atoms closer than 0.2 Angstrom.
+    """
+    centre, neighbour, vectors = bonds(structure)
+    graph = coo_array((np.ones(len(centre)), (centre, neighbour)), shape=(len(structure),) * 2)
+    group = connected_components(graph, directed=False)[1].astype(np.int64)
+    return _spanned(structure, group, False, centre, neighbour, vectors)
+
+
+def given_fragments(structure: Structure, fragments: ArrayLike | Sequence[ArrayLike]) -> Fragments:
+    """Fragments from molecule numbers, or from lists of atoms, as `grouping` takes them.
+
+    Atoms that meet through several images (an ion pair in a narrow cell) are joined by the shortest way alone: who
+    gives a pair means one of them.
+
+    Raises:
+        ChargeError: anything else.
+        StructureError: two atoms closer than 0.2 Angstrom.
+    """
+    group, rest = grouping(len(structure), fragments)
+    centre, neighbour, vectors = bonds(structure)
+    inside = np.flatnonzero((group[centre] == group[neighbour]) & (centre < neighbour))
+    inside = inside[np.argsort(np.linalg.norm(vectors[inside], axis=1), kind="stable")]
+    inside = inside[np.unique(centre[inside] * len(structure) + neighbour[inside], return_index=True)[1]]
+    i, j, d = centre[inside], neighbour[inside], vectors[inside]
+    return _spanned(structure, group, rest, np.concatenate([i, j]), np.concatenate([j, i]), np.concatenate([d, -d]))
+
+
+def nearest_image(structure: Structure) -> Callable[[Floats], Floats]:
+    """The function that takes lattice vectors off vectors between atoms (Angstrom, shape (m, 3)) to make them short."""
+    lattice = reduced_cell(lattice_of(structure), structure.pbc)
+    inverse, periodic = np.linalg.inv(lattice), np.array(structure.pbc)
+
+    def shorten(vectors: Floats) -> Floats:
+        out: Floats = vectors - (np.rint(vectors @ inverse) * periodic) @ lattice
+        return out
+
+    return shorten
+
+
+def bonds(structure: Structure) -> tuple[Ints, Ints, Floats]:
+    """Centres, neighbours and vectors of all bonds, each in both directions.
+
+    Two atoms, or an atom and itself, may be bonded through several images: in narrow cells that is how a fragment
+    closes over the boundary.
+    """
+    radius = COVALENT_RADII[structure.numbers]
+    pairs = find_pairs(structure, 2.0 * BONDED * float(radius.max()))
+    centre, neighbour = pairs.centre, pairs.neighbour
+    bonded = np.linalg.norm(pairs.vectors, axis=1) < BONDED * (radius[centre] + radius[neighbour])
+    return centre[bonded], neighbour[bonded], pairs.vectors[bonded]
+
+
+def _spanned(
+    structure: Structure, group: Ints, rest: bool, centre: Ints, neighbour: Ints, vectors: Floats
+) -> Fragments:
+    """Trees by breadth-first search from the first atom of each fragment, all fragments at once.
+
+    Pieces of a fragment that no bond joins are tied to its first atom, at the nearest image: while they pass each other
+    half a cell apart, the dipole of charge that flows between them changes sign.
+    """
+    n = len(structure)
+    parent, placed = np.arange(n), np.zeros(n, dtype=bool)
+    roots = np.unique(group, return_index=True)[1]
+    placed[roots] = True
+    levels: list[Ints] = []
+    while not placed.all():
+        grows = placed[centre] & ~placed[neighbour]
+        if grows.any():
+            parent[neighbour[grows]] = centre[grows]
+            reached = np.unique(neighbour[grows])
+        else:  # the next piece of each fragment that has one
+            left = np.flatnonzero(~placed)
+            reached = left[np.unique(group[left], return_index=True)[1]]
+            parent[reached] = roots[group[reached]]
+        placed[reached] = True
+        levels.append(reached)
+    spanned = Fragments(group, rest, parent, tuple(levels), np.empty((0, 3), dtype=np.int64))
+    whole = spanned.whole(structure)
+    gaps = vectors - (whole[neighbour] - whole[centre])
+    open_bonds = np.abs(gaps).max(axis=1, initial=0.0) > GAP
+    cells = np.rint(gaps[open_bonds] @ np.linalg.inv(lattice_of(structure))).astype(np.int64)
+    return Fragments(group, rest, parent, tuple(levels), np.unique(cells, axis=0))
