@@ -12,20 +12,25 @@ from ase.io import write
 
 from kqeq_md.charges.cholesky import solve_dense
 from kqeq_md.charges.constraints import total_charge
-from kqeq_md.charges.field import field_potential
+from kqeq_md.charges.fragments import connected_fragments
 from kqeq_md.errors import ConfigError
-from kqeq_md.model import Model, load_model, save_model
+from kqeq_md.kernel import sparse_kernel
+from kqeq_md.model import Model, load_model, save_model, usual_compliance
 from kqeq_md.potential import Potential
+from kqeq_md.response import response
 from kqeq_md.structure import Structure
 from kqeq_md.train.config import Charges, Config, Data, Fit, Kernel, Keys, ShortRange, read_config
 from kqeq_md.train.data import Frame, read_frames
 from kqeq_md.train.design import force_design, make_batch
-from kqeq_md.train.fit import choose_basis, fit
-from kqeq_md.train.frozen import charge_response, frozen_energy_forces, operator_for
+from kqeq_md.train.fit import blank_model, choose_basis, fit
+from kqeq_md.train.frozen import charge_response, freeze, operator_for
 from kqeq_md.train.least_squares import LeastSquares
+from kqeq_md.train.molecules import smallest_fragment
 from kqeq_md.train.report import evaluate, evaluate_local_part, point_charge_floor
 from kqeq_md.train.run import train
 from kqeq_md.train.sparse import farthest_points, whitening
+
+WATER_EXAMPLE = Path(__file__).parent.parent / "examples" / "train_water"
 
 
 def silent(items, title):  # type: ignore[no-untyped-def]
@@ -57,7 +62,7 @@ def small_config(model: Model, **changes: object) -> Config:
         data=Data(["train.xyz"]),
         descriptor=model.soap,
         kernel=Kernel(zeta=model.zeta, sparse_points=40),
-        charges=Charges(named["hardness"], named["gaussian_width"]),
+        charges=Charges(hardness=named["hardness"], gaussian_width=named["gaussian_width"]),
         short_range=ShortRange(named["repulsion_radius"]),
         fit=Fit(**{"sigma_energy": 1e-5, "sigma_forces": 1e-4, "sigma_charges": 1e-5, **changes}),  # type: ignore[arg-type]
     )
@@ -93,25 +98,124 @@ def test_whitened_kernel_is_the_identity() -> None:
 def test_response_equals_the_solver(model: Model) -> None:
     """q = known - G chi against the constrained minimum that the potential finds, with charge and field."""
     frame = random_clusters(3, 2, model, True)[1]
-    species = Potential(model).species_index(frame.structure.numbers)
-    response = charge_response(frame.structure, model, species)
-    chi = np.random.default_rng(0).normal(size=8)
-    operator = operator_for(frame.structure, model, species)
-    linear = chi + field_potential(frame.structure)
-    expected = solve_dense(operator.matrix(), linear, total_charge(8, frame.structure.charge))
-    np.testing.assert_allclose(response.charges(chi), expected, atol=1e-10)  # two ways to invert one matrix
+    structure, potential = frame.structure, Potential(model)
+    response = charge_response(potential, structure)
+    chi = np.random.default_rng(0).normal(size=(8, 1))
+    operator = operator_for(structure, model, potential.species_index(structure.numbers))
+    linear = chi[:, 0] - structure.positions @ structure.field
+    expected = solve_dense(operator.matrix(), linear, total_charge(8, structure.charge))
+    got = response.known + response.design(chi)[:, 0]
+    np.testing.assert_allclose(got, expected, atol=1e-10)  # two ways to invert one matrix
 
 
-def test_frozen_energy_is_the_energy_without_kernels(model: Model) -> None:
-    """At the equilibrium charges of a model without kernels, frozen and equilibrated energies and forces agree."""
-    bare = replace(model, weights=tuple(0 * w for w in model.weights), electronegativity_offset=np.zeros(2),
-                   atom_energy=np.zeros(2))  # fmt: skip
-    structure = random_clusters(4, 2, model, True)[1].structure
-    species = Potential(bare).species_index(structure.numbers)
-    result = Potential(bare).compute(structure)
-    energy, forces = frozen_energy_forces(structure, bare, species, result.charges)
-    assert energy == pytest.approx(result.energy, abs=1e-10)
-    np.testing.assert_allclose(forces, result.forces, atol=1e-10)
+def with_learned_reference(model: Model) -> Model:
+    """`model` with split charges and a third column of weights."""
+    rng = np.random.default_rng(5)
+    weights = tuple(np.column_stack([w, 0.3 * rng.normal(size=len(w))]) for w in model.weights)
+    return replace(model, weights=weights, reference_charge=np.array([0.4, -0.5]), charges="split")
+
+
+def eight_atoms(model: Model, boundary: str) -> Structure:
+    """A cation in a field, or a cell without one."""
+    structure = random_clusters(3, 2, model, True)[1].structure
+    if boundary == "open":
+        return Structure(structure.numbers, structure.positions, charge=1.0, field=(0.1, -0.05, 0.07))
+    return Structure(structure.numbers, structure.positions, cell=5.7 * np.eye(3), pbc=True)
+
+
+@pytest.mark.parametrize("boundary", ["open", "periodic"])
+@pytest.mark.parametrize("name", ["qeq", "split"])
+def test_response_is_the_derivative_of_the_charges(name: str, boundary: str, model: Model) -> None:
+    """Charges are linear in all weights: differences of the potential's own charges against columns of the design."""
+    made = with_learned_reference(model) if name == "split" else model
+    structure = eight_atoms(model, boundary)
+    potential = Potential(made, accuracy=1e-9, tolerance=1e-12)
+    batch = make_batch([Frame(structure, None, None, None, None)], potential.descriptor, made.cutoff, made.numbers)
+    columns = (0, 2) if name == "split" else (0,)
+    kernel = np.zeros((8, 16))
+    for element, points in enumerate(made.sparse_points):
+        rows = batch.species == element
+        kernel[rows, 8 * element : 8 * element + 8] = sparse_kernel(batch.unit[rows], points, made.zeta)
+    response = charge_response(potential, structure)
+    design = response.design(kernel)
+    assert design.shape == (8, 16 * len(columns))
+    base = potential.compute(structure).charges
+    for block, column in enumerate(columns):
+        for element, m in ((0, 1), (1, 4)):
+            weights = [w.copy() for w in made.weights]
+            weights[element][m, column] += 1.0
+            moved = Potential(replace(made, weights=tuple(weights)), accuracy=1e-9, tolerance=1e-12).compute(structure)
+            expected = moved.charges - base
+            assert np.abs(expected).max() > 1e-4
+            # ACCURACY of the direct Ewald sum in the cell; rounding in the open cluster
+            atol = 1e-6 if boundary == "periodic" else 1e-11
+            np.testing.assert_allclose(design[:, 16 * block + 8 * element + m], expected, atol=atol)
+
+
+def test_known_charges_are_those_of_field_and_fixed_reference_charges(model: Model) -> None:
+    """Without kernels: total charge, field and q0 of elements, fixed or as constants of a learned one."""
+    learned = with_learned_reference(model)
+    bare = replace(learned, weights=tuple(0 * w for w in learned.weights), electronegativity_offset=np.zeros(2))
+    fixed = replace(bare, weights=tuple(w[:, :2] for w in bare.weights))
+    structure = eight_atoms(model, "open")
+    for case in (bare, fixed):
+        potential = Potential(case)
+        response = charge_response(potential, structure)
+        np.testing.assert_allclose(response.known, potential.compute(structure).charges, atol=1e-12)
+        assert (response.reference is None) is (case is fixed)
+
+
+def test_fragments_hold_their_sums_in_the_response(model: Model) -> None:
+    """Two neutral pairs far apart: what the response of one does, the other does not see but through its potential."""
+    positions = [[0.0, 0, 0], [2.3, 0, 0], [0, 6.0, 0], [2.2, 6.0, 0]]
+    structure = Structure([11, 17, 11, 17], positions, field=(0.1, 0, 0))
+    potential = Potential(replace(model, charges="fragments"))
+    response = charge_response(potential, structure)
+    pairs = np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
+    np.testing.assert_allclose(pairs @ response.inverse, 0.0, atol=1e-12)
+    np.testing.assert_allclose(pairs @ response.known, 0.0, atol=1e-12)
+    local = potential.equilibrate(structure)
+    chi = np.empty(4)
+    chi[local.order] = local.local.electronegativity
+    np.testing.assert_allclose(
+        response.known - response.inverse @ chi, potential.compute(structure).charges, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("name", ["qeq", "split"])
+def test_frozen_energy_is_what_the_kernels_leave(name: str, model: Model) -> None:
+    """E is stationary: at frozen charges, small changes of the weights move energy and forces linearly by q and psi."""
+    made = with_learned_reference(model) if name == "split" else model
+    made = replace(made, atom_energy=np.zeros(2), weights=tuple(w * [1, 0, 1][: w.shape[1]] for w in made.weights))
+    structure = eight_atoms(model, "open")
+    state = Potential(made).equilibrate(structure)
+    frozen = freeze(state)
+    total = frozen.energy + state.equilibrium.charges @ state.local.electronegativity
+    if name == "split":
+        total += state.reference_gradient @ state.local.reference_charge
+    result = Potential(made).compute(structure)
+    assert total == pytest.approx(result.energy, abs=1e-10)
+    gradient = state.local.gradient(state.equilibrium.charges, state.reference_gradient)
+    gradient = gradient - state.local.repulsion_gradient
+    kernels = np.empty((8, 3))
+    kernels[state.order] = -state.local.pairs.scatter(gradient, 8)
+    np.testing.assert_allclose(frozen.forces + kernels, result.forces, atol=1e-10)
+    if name == "qeq":
+        return
+
+    def energy(step: float) -> float:
+        weights = tuple(w + [0.0, 0.0, step] for w in made.weights)
+        return Potential(replace(made, weights=weights)).compute(structure, want=()).energy
+
+    h = 1e-4
+    slope = (energy(h) - energy(-h)) / (2 * h)
+    frame, descriptor = Frame(structure, None, None, None, None), Potential(made).descriptor
+    batch = make_batch([frame], descriptor, made.cutoff, made.numbers)
+    kernel = sum(
+        (sparse_kernel(batch.unit, points, made.zeta) * (batch.species == e)[:, None]).sum(axis=1)
+        for e, points in enumerate(made.sparse_points)
+    )
+    assert frozen.reference_gradient @ kernel == pytest.approx(slope, rel=1e-7)  # E is quadratic in q0
 
 
 def test_force_design_is_the_derivative_of_the_kernel(model: Model) -> None:
@@ -122,7 +226,7 @@ def test_force_design_is_the_derivative_of_the_kernel(model: Model) -> None:
     batch = make_batch(frames, descriptor, model.cutoff, model.numbers)
     basis = choose_basis(batch, config)
     weights = np.random.default_rng(0).normal(size=16)
-    design = force_design(batch, descriptor, basis, weights, silent)
+    _, design = force_design(batch, descriptor, basis, [np.ones(16), weights], silent)
 
     def value(shift: float) -> np.ndarray:
         moved = frames[1].structure.positions.copy()
@@ -201,6 +305,171 @@ def test_point_charge_floor_is_what_dipoles_leave(model: Model) -> None:
     bent = [replace(f, dipole=f.dipole + np.array([0.3, 0.0, 0.0])) for f in frames[1:2]]
     assert point_charge_floor(bent) == pytest.approx(abs(0.3 * field[0]) / 8)
     assert point_charge_floor([replace(f, dipole=None) for f in frames]) is None
+
+
+# ---------------------------------------------------------------- split charges
+
+
+def split_frames(seed: int, count: int, maker: Model) -> list[Frame]:
+    """Clusters labelled by a model with split charges; surroundings tell the total charge, so that q0 can."""
+    return random_clusters(seed, count, maker, same_composition=False)
+
+
+def split_config(maker: Model, **changes: object) -> Config:
+    config = small_config(maker, **changes)
+    return replace(config, charges=replace(config.charges, model="split"))
+
+
+def test_split_charges_are_learned_from_a_model_that_made_the_data(model: Model) -> None:
+    """Charges of unseen frames, sums of reference charges, and energies after the rounds."""
+    maker = with_learned_reference(model)
+    frames = split_frames(6, 48, maker)
+    fitted = fit(frames[:40], split_config(maker), silent).model
+    assert fitted.charges == "split"
+    assert fitted.learned_reference
+    errors, spread = evaluate(fitted, frames[40:], silent), evaluate(maker, frames[40:], silent)
+    charges = np.concatenate([frame.charges for frame in frames[40:]])
+    assert errors["charges"]["rmse"] < 0.05 * charges.std()
+    assert errors["energy_per_atom"]["rmse"] < 0.01
+    assert errors["reference_charge_residual"] < 0.05 * spread["reference_charge_residual"]
+
+
+def test_forces_of_a_trained_split_model_are_differences_of_its_energy(model: Model) -> None:
+    maker = with_learned_reference(model)
+    frames = split_frames(6, 12, maker)
+    potential = Potential(fit(frames, split_config(maker, rounds=1), silent).model)
+    structure = frames[1].structure
+    forces = potential.compute(structure).forces
+    h = 1e-3
+    for atom, axis in ((0, 2), (5, 1)):
+        shifted = []
+        for step in (-2, -1, 1, 2):
+            moved = structure.positions.copy()
+            moved[atom, axis] += step * h
+            shifted.append(potential.compute(replace_positions(structure, moved), want=()).energy)
+        slope = (shifted[0] - 8 * shifted[1] + 8 * shifted[2] - shifted[3]) / (12 * h)
+        assert forces[atom, axis] == pytest.approx(-slope, abs=1e-7 * np.abs(forces).max())  # h^4
+
+
+def test_fixed_reference_charges_and_compliances_reach_the_model(project: Path) -> None:
+    text = CONFIG.replace(
+        "[charges]",
+        """[charges]
+model = "split"
+reference_charges = { Na = 1.0, Cl = -1.0 }
+compliance_cutoff = 4.0
+compliance = { "Cl-Na" = 0.3 }""",
+    )
+    (project / "config.toml").write_text(text)
+    model = train(read_config(project / "config.toml"), silent).model
+    assert (model.charges, model.learned_reference) == ("split", False)
+    np.testing.assert_array_equal(model.reference_charge, [1.0, -1.0])
+    np.testing.assert_array_equal(model.compliance_cutoff, np.full((2, 2), 4.0))
+    usual, _ = usual_compliance(("Na", "Cl"))
+    np.testing.assert_allclose(model.compliance, [[usual[0, 0], 0.3], [0.3, usual[1, 1]]])
+    np.testing.assert_array_equal(load_and_save(model, project).compliance, model.compliance)
+
+
+def load_and_save(model: Model, folder: Path) -> Model:
+    save_model(model, folder / "again.kqeq")
+    return load_model(folder / "again.kqeq")
+
+
+def test_fragments_are_trained_by_connectivity(project: Path, model: Model) -> None:
+    """Fragments of each frame for itself; a charged frame of two is refused by name."""
+    frames = random_clusters(10, 24, model, True)
+    counts = [len(connected_fragments(frame.structure)) for frame in frames]
+    usable = [frame for frame, n in zip(frames, counts, strict=True) if n == 1 or frame.structure.charge == 0]
+    assert {1, 2} <= {n for frame, n in zip(frames, counts, strict=True) if frame in usable}
+    write_frames(project / "train.xyz", usable)
+    text = CONFIG.replace("[charges]", '[charges]\nmodel = "fragments"').replace('test = ["test.xyz"]', "")
+    (project / "config.toml").write_text(text)
+    model = train(read_config(project / "config.toml"), silent).model
+    assert model.charges == "fragments"
+    for frame in usable:
+        fragments = connected_fragments(frame.structure)
+        charges = Potential(model).compute(frame.structure).charges
+        expected = np.full(len(fragments), frame.structure.charge)
+        np.testing.assert_allclose(np.bincount(fragments.group, charges), expected, atol=1e-10)
+    refused = next(frame for frame, n in zip(frames, counts, strict=True) if n > 1 and frame.structure.charge != 0)
+    write_frames(project / "train.xyz", [*usable, refused])
+    with pytest.raises(ConfigError, match=rf"train.xyz, frame {len(usable)}: `fragment_charges` must say which of"):
+        train(read_config(project / "config.toml"), silent)
+
+
+WATER = [[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]]
+
+
+def water_frame(count: int, charge: float = 0.0, labels: bool = True) -> Frame:
+    """Waters 3 Angstrom apart; the last one carries the charge."""
+    positions = np.concatenate([np.array(WATER) + [0.0, 0.0, 3.0 * k] for k in range(count)])
+    charges = np.tile([-0.6, 0.3, 0.3], count)
+    charges[-1] += charge
+    structure = Structure([8, 1, 1] * count, positions, charge=charge)
+    return Frame(structure, None, None, charges if labels else None, None)
+
+
+def test_smallest_fragment() -> None:
+    single = {"numbers": [8, 1, 1], "positions": (np.array(WATER) - np.mean(WATER, axis=0)).tolist()}
+    assert smallest_fragment([water_frame(2), water_frame(1)]) == single
+    assert smallest_fragment([water_frame(1, charge=1.0)]) == {}
+    assert smallest_fragment([water_frame(2, labels=False)]) == {}  # nobody says what each of them carries
+    noble = Structure([8, 1, 1, 8, 1, 1, 2], np.concatenate([water_frame(2).structure.positions, [[9.0, 9.0, 9.0]]]))
+    atom_alone = Frame(noble, None, None, np.array([-0.6, 0.3, 0.3, -0.6, 0.3, 0.3, 0.0]), None)
+    assert smallest_fragment([atom_alone])["numbers"] == [8, 1, 1]
+    found = smallest_fragment([water_frame(3, charge=1.0)])
+    assert found["numbers"] == [8, 1, 1]
+    np.testing.assert_allclose(found["positions"], single["positions"], atol=1e-12)
+
+
+POLARIZABILITIES = {
+    # trace / 3, e^2 A^2/eV, of frames of examples/train_water/test.xyz (their REF_polarizability: GFN2-xTB, tblite 0.8,
+    # differences of dipoles in fields of +-0.001 a.u., SCF accuracy 0.01)
+    "train_water": {18: 0.05091, 23: 0.04808, 32: 0.09811, 43: 0.07410, 81: 0.15775, 91: 0.10382, 138: 0.10123},
+    # the same of gfn2_hydrocarbon_field/test.xyz: ethane, propane, butane, ethene, butadiene
+    "gfn2_hydrocarbon_field": {1: 0.11670, 17: 0.14377, 22: 0.21358, 41: 0.25934, 67: 0.13453, 81: 0.34049},
+}
+
+
+def mean_ratio(potential: Potential, frames: list[Frame], reference: dict[int, float]) -> float:
+    pairs = [
+        (np.trace(response(potential, frames[k].structure).polarizability) / 3, value) for k, value in reference.items()
+    ]
+    return float(np.sum([got for got, _ in pairs]) / np.sum([want for _, want in pairs]))
+
+
+def test_polarizability_of_water_clusters_does_not_wait_for_training() -> None:
+    """It hangs on hardness, width and compliance alone: the defaults, which the example has, give that of GFN2."""
+    frames = read_frames([WATER_EXAMPLE / "test.xyz"], Keys())
+    reference = POLARIZABILITIES["train_water"]
+    for k, value in reference.items():
+        assert np.trace(frames[k].polarizability) / 3 == pytest.approx(value, abs=1e-5)
+    example = Potential(blank_model(frames, read_config(WATER_EXAMPLE / "water.toml")))
+    assert mean_ratio(example, frames, reference) == pytest.approx(0.95, abs=0.1)
+
+
+def test_polarizability_of_hydrocarbons_with_the_defaults(reference_data: Path) -> None:
+    frames = read_frames([reference_data / "gfn2_hydrocarbon_field" / "test.xyz"], Keys())
+    usual = Potential(blank_model(frames, Config(Data(["any"]), charges=Charges(model="split"))))
+    assert 0.65 < mean_ratio(usual, frames, POLARIZABILITIES["gfn2_hydrocarbon_field"]) < 1.1
+
+
+@pytest.mark.slow
+def test_accuracy_on_the_supplied_water_set(reference_data: Path) -> None:
+    """Targets: charges 3.5 me (plain charge equilibration has 9 to 13), polarizability within 20 % of GFN2's."""
+    folder = reference_data / "gfn2_water_field"
+    config = read_config(WATER_EXAMPLE / "water.toml")
+    data = Data([str(folder / "train.xyz")], [str(WATER_EXAMPLE / "test.xyz")])
+    model = train(replace(config, data=data), silent).model
+    errors = model.training["errors"]["test"]
+    assert errors["charges"]["rmse"] < 3.5e-3
+    assert errors["energy_per_atom"]["rmse"] < 5e-3
+    assert errors["forces"]["rmse"] < 0.070
+    assert errors["reference_charge_residual"] < 0.010
+    frames = read_frames(data.test, Keys())
+    reference = {k: float(np.trace(frame.polarizability)) / 3 for k, frame in enumerate(frames)}
+    assert mean_ratio(Potential(model), frames, reference) == pytest.approx(1.0, abs=0.2)
+    assert model.fragment["numbers"] == [8, 1, 1]
 
 
 # ---------------------------------------------------------------- files
@@ -300,7 +569,16 @@ def test_key_names_are_configurable(project: Path, model: Model) -> None:
         ("rounds = 1", 'targets = "spin"', r"`fit.targets` must be"),
         ("{ Na = 6.0, Cl = 8.0 }", "{ Na = 6.0 }", "`charges.hardness` must name every element of the data, Cl is"),
         ("{ Na = 6.0, Cl = 8.0 }", "{ Xx = 6.0 }", "`charges.hardness` must be given per element, got 'Xx'"),
-        ("{ Na = 6.0, Cl = 8.0 }", "-30.0", "no positive definite Hamiltonian"),
+        ("{ Na = 6.0, Cl = 8.0 }", "-30.0", "train.xyz, frame 0: .* no positive definite Hamil"),
+        ("[charges]", '[charges]\nmodel = "acks2"', "`charges.model` must be qeq, fragments, split, got 'acks2'"),
+        ("[charges]", '[charges]\nreference_charges = "guessed"', 'reference_charges` must be "learned", a num'),
+        ("[charges]", "[charges]\nreference_charges = { Na = 1.0 }", "reference_charges` must name every element"),
+        ("[charges]", "[charges]\ncompliance = { Na = 1.0 }", "compliance` must be given per pair of elements"),
+        ("[charges]", '[charges]\ncompliance = { "Na-Xx" = 1.0 }', "compliance` must be given per pair of elements"),
+        ("[charges]", '[charges]\ncompliance = { "Na-Cl" = 1, "Cl-Na" = 2 }', "compliance` must name a pair once"),
+        ("[charges]", "[charges]\ncompliance = -1", "`charges.compliance` must lie between 0 and"),
+        ("[charges]", "[charges]\ncompliance_cutoff = 0", "`charges.compliance_cutoff` must lie between 0.1 and 20"),
+        ("rounds = 1", "prior_reference_charge = 0", "`fit.prior_reference_charge` must lie between"),
         ('train = "train.xyz"', 'train = "gone.xyz"', "gone.xyz does not exist"),
         ('train = "train.xyz"', "train = 3", r"`data.train` must be a list of strings, got 3"),
         ('train = "train.xyz"', "", r"`data.train` is needed"),
@@ -362,7 +640,7 @@ def test_periodic_frames_in_a_field_are_named(project: Path) -> None:
     text = (project / "train.xyz").read_text()
     (project / "train.xyz").write_text(text.replace('pbc="F F F"', 'Lattice="9 0 0 0 9 0 0 0 9" pbc="T T T"'))
     with pytest.raises(ConfigError, match=r"train.xyz, frame 1: `field` must be zero along periodic axes"):
-        read_frames([project / "train.xyz"], Keys())
+        train(read_config(project / "config.toml"), silent)
 
 
 def test_overlapping_atoms_are_named(tmp_path: Path, model: Model) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
+
+from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import ConfigError
+from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
+from kqeq_md.structure import Floats
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,16 +28,31 @@ LARGEST_NUMBER = 1e30
 """Beyond it (infinity and NaN among them) a value is a mistake; TOML knows whole numbers of any length."""
 
 PerElement = float | dict[str, float]
+"""One number, or a table of elements; for compliances a table of pairs of elements, "H-O"."""
+
+LEARNED = "learned"
+
+WIDE_ENOUGH = 0.6
+"""Angstrom, for split charges. Hydrogen atoms with 0.22 take so little charge from their bonds that polarizabilities of
+molecules scatter by a factor of two around those of GFN2-xTB."""
+
+HARDNESS = {"qeq": 10.0, "fragments": 10.0, "split": 5.0}
+"""eV/e^2, unless the configuration says otherwise: bonds of split charges are hard by themselves."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom)."""
+    """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom).
+
+    Polarizabilities are 3 x 3 (e^2 Angstrom^2/eV), Born charges nine numbers per atom, dmu_x/dR_x, dmu_x/dR_y, ... (e).
+    """
 
     energy: str = "REF_energy"
     forces: str = "REF_forces"
     charges: str = "REF_charges"
     dipole: str = "REF_dipole"
+    polarizability: str = "REF_polarizability"
+    born_charges: str = "REF_born_charges"
     total_charge: str = "total_charge"
     field: str = "electric_field"
 
@@ -59,12 +79,27 @@ class Charges:
     """[charges]: one number for all elements, or a table per element.
 
     Attributes:
-        hardness: eta, eV/e^2.
-        gaussian_width: s, Angstrom; by default 0.7 times the covalent radius.
+        model: "qeq" (charge flows everywhere), "fragments" (inside neutral molecules, found by connectivity in each
+            frame) or "split" (over bonds).
+        hardness: eta, eV/e^2; by default HARDNESS of the model.
+        gaussian_width: s, Angstrom; by default 0.7 times the covalent radius, for split charges at least WIDE_ENOUGH.
+        compliance: c0 of split charges, e^2/eV: one number, or a table of pairs, "H-O" = 0.04; pairs that are not named
+            have that of `usual_compliance`.
+        compliance_cutoff: r_c of split charges, Angstrom, likewise.
+        reference_charges: q0 of split charges, e: "learned" from the surroundings, or fixed by element.
     """
 
-    hardness: PerElement = 10.0
+    model: str = "qeq"
+    hardness: PerElement | None = None
     gaussian_width: PerElement | None = None
+    compliance: PerElement | None = None
+    compliance_cutoff: PerElement | None = None
+    reference_charges: str | PerElement = LEARNED
+
+    @property
+    def learns_reference(self) -> bool:
+        """True if the kernel has its part in q0."""
+        return self.model == "split" and self.reference_charges == LEARNED
 
 
 @dataclass(frozen=True)
@@ -81,8 +116,8 @@ class Fit:
     Attributes:
         targets: labels that the electronegativity is first fitted to: "charges", "dipole", or both.
         sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
-        prior_electronegativity: eV/e. prior_short_range: eV.
-        rounds: how often electronegativity and short range are refined together on all labels.
+        prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.
+        rounds: how often electronegativity, short range and learned q0 are refined together on all labels.
     """
 
     targets: list[str] = field(default_factory=lambda: ["charges"])
@@ -92,6 +127,7 @@ class Fit:
     sigma_dipole: float = 0.02
     prior_electronegativity: float = 2.0
     prior_short_range: float = 1.0
+    prior_reference_charge: float = 1.0
     rounds: int = 2
 
 
@@ -166,18 +202,18 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise ConfigError(f"`{name}` must be a list of strings, got {value!r}")
         return items
-    if hint in (PerElement, PerElement | None):
-        return _per_element_value(value, name)
+    if hint == str | PerElement and isinstance(value, str):
+        return value
+    if hint in (PerElement, PerElement | None, str | PerElement):
+        return _numbers(value, name)
     return hint(value)
 
 
-def _per_element_value(value: Any, name: str) -> PerElement:
+def _numbers(value: Any, name: str) -> PerElement:
     entries = value if isinstance(value, dict) else {"all": value}
-    for symbol, entry in entries.items():
+    for key, entry in entries.items():
         if isinstance(entry, bool) or not isinstance(entry, int | float) or not abs(entry) < LARGEST_NUMBER:
-            raise ConfigError(f"`{name}` must hold numbers, got {entry!r} for {symbol}")
-        if symbol != "all" and symbol not in ATOMIC_NUMBERS:
-            raise ConfigError(f"`{name}` must be given per element, got {symbol!r}")
+            raise ConfigError(f"`{name}` must hold numbers, got {entry!r} for {key}")
     return {k: float(v) for k, v in value.items()} if isinstance(value, dict) else float(value)
 
 
@@ -185,24 +221,49 @@ def _check(config: Config) -> None:
     fit, kernel = config.fit, config.kernel
     for name in ("sigma_energy", "sigma_forces", "sigma_charges", "sigma_dipole"):
         _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
-    for name in ("prior_electronegativity", "prior_short_range"):
+    for name in ("prior_electronegativity", "prior_short_range", "prior_reference_charge"):
         _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
     _between("fit.rounds", fit.rounds, 0, 100)
     _between("kernel.zeta", kernel.zeta, 1, 20)
     _between("kernel.sparse_points", kernel.sparse_points, 1, 100_000)
     _between("seed", config.seed, 0, 2**63)
-    for name, value, low, high in (
-        ("charges.hardness", config.charges.hardness, -1e3, 1e3),
-        ("charges.gaussian_width", config.charges.gaussian_width, 0.05, 10.0),
-        ("short_range.repulsion_radius", config.short_range.repulsion_radius, 0.0, 10.0),
-    ):
-        for entry in value.values() if isinstance(value, dict) else [value]:
-            if entry is not None:
-                _between(name, entry, low, high)
+    _check_charges(config.charges)
+    _check_numbers("short_range.repulsion_radius", config.short_range.repulsion_radius, 0.0, 10.0)
     if not config.fit.targets or set(config.fit.targets) - {"charges", "dipole"}:
         raise ConfigError(f'`fit.targets` must be "charges", "dipole" or both, got {config.fit.targets}')
     if not config.data.train:
         raise ConfigError("`data.train` must name at least one file, got []")
+
+
+def _check_charges(charges: Charges) -> None:
+    if charges.model not in CHARGE_MODELS:
+        raise ConfigError(f"`charges.model` must be {', '.join(CHARGE_MODELS)}, got {charges.model!r}")
+    if isinstance(charges.reference_charges, str) and charges.reference_charges != LEARNED:
+        raise ConfigError(
+            f'`charges.reference_charges` must be "{LEARNED}", a number or a table of elements, got '
+            f"{charges.reference_charges!r}"
+        )
+    _check_numbers("charges.hardness", charges.hardness, -1e3, 1e3)
+    _check_numbers("charges.gaussian_width", charges.gaussian_width, 0.05, 10.0)
+    if not isinstance(charges.reference_charges, str):
+        _check_numbers("charges.reference_charges", charges.reference_charges, -20.0, 20.0)
+    _check_numbers("charges.compliance", charges.compliance, 0.0, LARGEST_COMPLIANCE, elements=2)
+    _check_numbers("charges.compliance_cutoff", charges.compliance_cutoff, SHORTEST_BOND, LONGEST_BOND, elements=2)
+
+
+def _check_numbers(name: str, value: PerElement | None, low: float, high: float, elements: int = 1) -> None:
+    """Bounds of all entries, and keys of so many element symbols, each key once."""
+    table = value if isinstance(value, dict) else {}
+    for key in table:
+        symbols = key.split("-")
+        if len(symbols) != elements or not set(symbols) <= set(ATOMIC_NUMBERS):
+            unit = "element" if elements == 1 else "pair of elements"
+            raise ConfigError(f"`{name}` must be given per {unit}, got {key!r}")
+        if (other := "-".join(reversed(symbols))) != key and other in table:
+            raise ConfigError(f"`{name}` must name a pair once, got {key!r} and {other!r}")
+    for entry in table.values() if isinstance(value, dict) else [value]:
+        if entry is not None:
+            _between(name, entry, low, high)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
@@ -210,13 +271,28 @@ def _between(name: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"`{name}` must lie between {low:g} and {high:g}, got {value}")
 
 
-def per_element(value: PerElement | None, species: tuple[str, ...], default_scale: float, name: str) -> list[float]:
-    """One number per species; None means `default_scale` times the covalent radius (Angstrom)."""
+def per_element(value: PerElement | None, species: tuple[str, ...], usual: Floats, name: str) -> list[float]:
+    """One number per species; None means the usual ones."""
     if value is None:
-        return [default_scale * float(COVALENT_RADII[ATOMIC_NUMBERS[symbol]]) for symbol in species]
+        return list(map(float, usual))
     if not isinstance(value, dict):
         return [value] * len(species)
     missing = [symbol for symbol in species if symbol not in value]
     if missing:
         raise ConfigError(f"`{name}` must name every element of the data, {missing[0]} is missing")
     return [value[symbol] for symbol in species]
+
+
+def usual_radii(species: Sequence[str]) -> Floats:
+    """0.7 times the covalent radius, Angstrom, shape (n,): where repulsion begins, and how wide charges are."""
+    return np.array([0.7 * COVALENT_RADII[ATOMIC_NUMBERS[symbol]] for symbol in species])
+
+
+def per_pair(value: PerElement | None, species: tuple[str, ...], usual: Floats) -> Floats:
+    """A number for each two species, shape (n, n); the usual ones where nothing is said."""
+    out = np.full(usual.shape, value) if isinstance(value, float) else usual.copy()
+    for key, entry in (value if isinstance(value, dict) else {}).items():
+        if set(pair := key.split("-")) <= set(species):
+            i, j = (species.index(symbol) for symbol in pair)
+            out[i, j] = out[j, i] = entry
+    return out

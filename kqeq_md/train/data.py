@@ -12,10 +12,10 @@ import numpy as np
 from ase import Atoms
 from ase.io import read
 
-from kqeq_md.charges.field import field_potential
 from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
+from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats, Structure
 from kqeq_md.train.config import Keys
 
@@ -35,6 +35,10 @@ class Frame:
         forces: eV/Angstrom, shape (n, 3).
         charges: e, shape (n,).
         dipole: about the coordinate origin, e Angstrom, shape (3,).
+        polarizability: dmu_a/dF_b, e^2 Angstrom^2/eV, shape (3, 3).
+        born_charges: dmu_a/dR_ib, e, shape (n, 3, 3).
+        fragments: molecule numbers, shape (n,).
+        place: file and number of the frame.
     """
 
     structure: Structure
@@ -42,10 +46,19 @@ class Frame:
     forces: Floats | None
     charges: Floats | None
     dipole: Floats | None
+    polarizability: Floats | None = None
+    born_charges: Floats | None = None
+    fragments: Ints | None = None
+    place: str = "a frame"
 
 
-def read_frames(files: Sequence[str | Path], keys: Keys) -> list[Frame]:
+def read_frames(files: Sequence[str | Path], keys: Keys, fragments: str | None = None) -> list[Frame]:
     """All frames of the files, in order.
+
+    Args:
+        files: extended XYZ.
+        keys: names of labels.
+        fragments: name of the array with molecule numbers, if they are wanted.
 
     Raises:
         ConfigError: a file that is absent, unreadable or empty, a label that is not finite or has a wrong shape, or
@@ -54,10 +67,11 @@ def read_frames(files: Sequence[str | Path], keys: Keys) -> list[Frame]:
     frames = []
     for file in files:
         for index, atoms in enumerate(_read(file)):
+            place = f"{file}, frame {index}"
             try:
-                frames.append(_frame(atoms, keys))
+                frames.append(_frame(atoms, keys, fragments, place))
             except KqeqError as error:
-                raise ConfigError(f"{file}, frame {index}: {error}") from None
+                raise ConfigError(f"{place}: {error}") from None
     if all(f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames):
         raise ConfigError(
             f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
@@ -109,6 +123,8 @@ def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> Floats | None:
                 value = np.array(store[name], dtype=np.float64)
             except (TypeError, ValueError):
                 raise ConfigError(f"`{name}` must be numbers, got {store[name]!r}") from None
+            if shape == (3, 3) and value.shape == (9,):  # rows, as the format has it where nobody asks for JSON
+                value = value.reshape(3, 3)
             if value.shape != shape:
                 raise ConfigError(f"`{name}` must have shape {shape}, got {value.shape}")
             if not np.isfinite(value).all():
@@ -117,7 +133,7 @@ def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> Floats | None:
     return None
 
 
-def _frame(atoms: Atoms, keys: Keys) -> Frame:
+def _frame(atoms: Atoms, keys: Keys, fragments: str | None, place: str) -> Frame:
     n = len(atoms)
     energy = _label(atoms, keys.energy, ())
     charge = _label(atoms, keys.total_charge, ())
@@ -129,7 +145,6 @@ def _frame(atoms: Atoms, keys: Keys) -> Frame:
         charge=0.0 if charge is None else float(charge),
         field=np.zeros(3) if (field := _label(atoms, keys.field, (3,))) is None else field,
     )
-    field_potential(structure)
     find_pairs(structure, 2.0 * SHORTEST_DISTANCE)  # refuses overlapping atoms
     return Frame(
         structure,
@@ -137,4 +152,15 @@ def _frame(atoms: Atoms, keys: Keys) -> Frame:
         _label(atoms, keys.forces, (n, 3)),
         _label(atoms, keys.charges, (n,)),
         None if structure.boundary != "open" else _label(atoms, keys.dipole, (3,)),
+        _label(atoms, keys.polarizability, (3, 3)),
+        None if (born := _label(atoms, keys.born_charges, (n, 9))) is None else born.reshape(n, 3, 3),
+        None if fragments is None else _molecules(atoms, fragments),
+        place,
     )
+
+
+def _molecules(atoms: Atoms, name: str) -> Ints:
+    if name not in atoms.arrays:
+        raise ConfigError(f"`fragments` must name an array of the frame ({', '.join(atoms.arrays)}), got {name!r}")
+    out: Ints = atoms.arrays[name]
+    return out

@@ -107,9 +107,9 @@ class Basis:
 
 
 def force_design(
-    batch: Batch, descriptor: Descriptor, basis: Basis, centre_weights: Floats, progress: Progress
-) -> Floats:
-    """-d/dR of sum_i a_i (K U)_i for each column.
+    batch: Batch, descriptor: Descriptor, basis: Basis, centre_weights: Sequence[Floats], progress: Progress
+) -> list[Floats]:
+    """-d/dR of sum_i a_i (K U)_i for each column and each a.
 
     One reverse pass through the descriptor per sparse point gives the derivative of every atom's kernel with it,
     because each pair belongs to one centre.
@@ -118,17 +118,17 @@ def force_design(
         batch: the data set.
         descriptor: its power spectrum.
         basis: sparse points.
-        centre_weights: a, shape (n,): ones for the short-range energy, charges for q.chi.
+        centre_weights: several a, shapes (n,): ones for the short-range energy, charges for q.chi.
         progress: shown over the sparse points.
 
     Returns:
-        eV/Angstrom per unit of v, shape (3 n, basis.size).
+        For each a, eV/Angstrom per unit of v, shape (3 n, basis.size).
     """
     n = len(batch.species)
     most = max(len(points) for points in basis.points)
     centre = batch.pairs.centre
     pairs_of = [np.flatnonzero(batch.species[centre] == element) for element in range(len(basis.points))]
-    raw = [np.zeros((3 * n, len(points))) for points in basis.points]
+    raw = [[np.zeros((3 * n, len(points))) for points in basis.points] for _ in centre_weights]
     overlaps = [batch.unit[batch.species == e] @ points.T for e, points in enumerate(basis.points)]
 
     def fill(m: int) -> None:
@@ -142,8 +142,9 @@ def force_design(
         for element, rows in enumerate(pairs_of):
             if m < len(basis.points[element]):
                 weighted = np.zeros_like(grad)
-                weighted[rows] = centre_weights[centre[rows], None] * grad[rows]
-                raw[element][:, m] = -batch.pairs.scatter(weighted, n).ravel()
+                for columns, weights in zip(raw, centre_weights, strict=True):
+                    weighted[rows] = weights[centre[rows], None] * grad[rows]
+                    columns[element][:, m] = -batch.pairs.scatter(weighted, n).ravel()
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(fill, m) for m in range(most)]
@@ -153,4 +154,4 @@ def force_design(
         except BaseException:  # Ctrl-C: do not work off the queue first
             pool.shutdown(cancel_futures=True)
             raise
-    return np.concatenate([r @ u for r, u in zip(raw, basis.whiten, strict=True)], axis=1)
+    return [np.concatenate([r @ u for r, u in zip(part, basis.whiten, strict=True)], axis=1) for part in raw]

@@ -43,8 +43,7 @@ def train(config: Config, progress: Progress) -> Trained:
     """Read the data, fit, and measure the errors on training and test frames.
 
     Raises:
-        ConfigError: data that cannot be used.
-        ChargeError: hardness and widths that give no positive definite Hamiltonian.
+        ConfigError: data that cannot be used, hardness and widths that give no positive definite Hamiltonian.
     """
     sets = {"train": read_frames(config.data.train, config.data.keys)}
     if config.data.test:

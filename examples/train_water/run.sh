@@ -1,0 +1,2 @@
+kqeq train water.toml -o water.kqeq
+kqeq eval water.kqeq test.xyz --response
