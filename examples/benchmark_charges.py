@@ -9,7 +9,8 @@ Water and molten NaCl, along real trajectories (`benchmark_peers.py`). All codes
 blocks of the same process, so that a busy machine is busy for all of them; figures are medians over the steps that
 follow the first eight, in which histories of charges fill. What the peers do, matrix and solution at a tolerance of
 1e-6, is compared with the same work of this package; neighbour lists are excluded on both sides. The physics is not
-the same: the peers cut the Coulomb interaction off at 10 Angstrom, this package sums it over the lattice.
+the same: the peers cut the Coulomb interaction off at 10 Angstrom, this package sums it over the lattice. Split
+charges, with the usual compliances, are solved on the same frames beside plain equilibration.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from typing import Any
 import numpy as np
 
 from kqeq_md.charges.constraints import total_charge
-from kqeq_md.charges.equilibrate import ChargeSolver, electrostatic_gradient
+from kqeq_md.charges.equilibrate import ChargeSolver, Problem, bond_gradient
 from kqeq_md.charges.preconditioner import RADIUS
+from kqeq_md.charges.split import find_bonds
 from kqeq_md.electrostatics.coulomb import Electrostatics
+from kqeq_md.elements import SYMBOLS
 from kqeq_md.examples.benchmark_peers import (
     NACL,
     REPLICAS,
@@ -50,6 +53,8 @@ from kqeq_md.examples.benchmark_peers import (
     make_small_box,
     make_trajectory,
 )
+from kqeq_md.halo import SERIAL
+from kqeq_md.model import usual_compliance
 from kqeq_md.neighbours import NeighbourList, find_pairs
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
@@ -84,11 +89,18 @@ class Case:
 
 
 class ChargePart:
-    """This package's charge part alone, driven as `Potential` drives it, with a clock between its parts."""
+    """This package's charge part alone, driven as `Potential` drives it, with a clock between its parts.
 
-    def __init__(self, system: System, trajectory: Trajectory, threads: int) -> None:
-        """The first frame is solved for from nothing."""
-        self._trajectory = trajectory
+    Args:
+        system: electronegativities, hardness, widths.
+        trajectory: its frames; the first one is solved for from nothing.
+        threads: how many work at once.
+        model: "qeq" or "split".
+    """
+
+    def __init__(self, system: System, trajectory: Trajectory, threads: int, model: str = "qeq") -> None:
+        self._trajectory, self._model = trajectory, model
+        self._compliance, self._cutoff = usual_compliance([SYMBOLS[number] for number in system.numbers])
         self._numbers = np.array(system.numbers)[trajectory.species]
         self._electronegativity = np.array(system.electronegativity)[trajectory.species]
         self._neighbours = NeighbourList()
@@ -114,16 +126,24 @@ class ChargePart:
         structure = Structure(self._numbers, positions, np.diag(trajectory.box), True)
         clock = [perf_counter()]
         neighbours.update(structure, max(self._electrostatics.cutoff(structure), RADIUS))
-        clock.append(perf_counter())
         order = neighbours.order
+        species = trajectory.species[order]
+        # in a simulation these are the descriptor's
+        pairs = neighbours.pairs(float(self._cutoff.max())) if self._model == "split" else None
         ordered = Structure(structure.numbers[order], structure.positions[order], structure.cell, True)
-        coulomb = self._electrostatics.at(ordered, trajectory.species[order], neighbours)
         clock.append(perf_counter())
-        solution = self._solver.solve(
-            ordered, coulomb, neighbours, self._electronegativity[order], self._constraint.ordered(order)
-        )
+        coulomb = self._electrostatics.at(ordered, species, neighbours)
+        bonds = None if pairs is None else find_bonds(pairs, species, self._compliance, self._cutoff, SERIAL)
         clock.append(perf_counter())
-        electrostatic_gradient(ordered, coulomb, solution.charges)
+        problem = Problem(
+            ordered, coulomb, neighbours, self._electronegativity[order], self._constraint.ordered(order),
+            ordered.field, ordered.positions, None if bonds is None else np.zeros(len(order)), bonds,
+        )  # fmt: skip
+        solution = self._solver.solve(problem)
+        clock.append(perf_counter())
+        coulomb.gradient(solution.charges)
+        if bonds is not None:
+            bond_gradient(bonds, solution.tension)
         clock.append(perf_counter())
         self.coulomb, self.charges = coulomb, solution.charges
         lists, setup, solve, forces = np.diff(clock)
@@ -148,6 +168,7 @@ class Row:
     Attributes:
         system, size, atoms: which.
         threads: of this package; the peers have one.
+        model: charge model, "qeq" or "split".
         setup, solve, forces: of this package.
         equilibration: setup and solution together, as the peers' times are.
         whole: all of these and the neighbour list, whose mean over the steps is taken: it is rarely rebuilt.
@@ -159,6 +180,7 @@ class Row:
     size: str
     atoms: int
     threads: int
+    model: str
     setup: float
     solve: float
     equilibration: float
@@ -175,35 +197,41 @@ class Run:
         """Every code has solved the first frame."""
         trajectory = case.trajectory(folder)
         self._case, self._atoms, self._last = case, len(trajectory.species), len(trajectory.frames) - 1
-        self._ours = {count: ChargePart(case.system, trajectory, count) for count in threads}
+        kinds = [(count, "qeq") for count in threads] + [(1, "split")]
+        self._ours = {kind: ChargePart(case.system, trajectory, *kind) for kind in kinds}
         self._peers = {style: Peer(case.system, style, trajectory, folder) for style in case.peers}
-        self._steps: dict[int, list[Steps]] = {count: [] for count in threads}
+        self._steps: dict[tuple[int, str], list[Steps]] = {kind: [] for kind in kinds}
         self._fixes: dict[str, list[tuple[Floats, Floats]]] = {style: [] for style in case.peers}
 
     def turn(self, end: int) -> None:
         """Each code in its turn solves the frames up to `end`, if there are so many."""
         if end > self._last:
             return
-        for count, part in self._ours.items():
-            self._steps[count].append(part.advance(end))
+        for kind, part in self._ours.items():
+            self._steps[kind].append(part.advance(end))
         for style, peer in self._peers.items():
             self._fixes[style].append(peer.advance(end))
 
     def rows(self) -> list[Row]:
-        """Medians over all turns but the first, a row for each number of threads; the peers are closed."""
+        """Medians over all turns but the first, a row for each number of threads and charge model; the peers are
+        closed."""
         peers = {}
         for style, turns in self._fixes.items():
             self._peers[style].close()
             seconds, iterations = (np.concatenate(part) for part in zip(*turns[1:], strict=True))
             peers[style] = self._per_atom(seconds), float(np.median(iterations))
-        return [self._row(count, joined(turns[1:]), peers) for count, turns in self._steps.items()]
+        return [
+            self._row(*kind, joined(turns[1:]), peers if kind[1] == "qeq" else {})
+            for kind, turns in self._steps.items()
+        ]
 
-    def _row(self, threads: int, warm: Steps, peers: dict[str, tuple[float, float]]) -> Row:
+    def _row(self, threads: int, model: str, warm: Steps, peers: dict[str, tuple[float, float]]) -> Row:
         return Row(
             system=self._case.system.name,
             size=self._case.size,
             atoms=self._atoms,
             threads=threads,
+            model=model,
             setup=self._per_atom(warm.setup),
             solve=self._per_atom(warm.solve),
             equilibration=self._per_atom(warm.setup + warm.solve),
@@ -370,14 +398,17 @@ def prepare(cases: Sequence[Case], folder: Path) -> None:
 
 def exponent(rows: Sequence[Row]) -> float | None:
     """Slope of log(time of the whole charge part) against log(atoms) of water from 2k atoms on, one thread."""
-    points = [(float(row.atoms), row.atoms * row.whole) for row in rows if row.system == "water" and row.threads == 1]
+    plain = [row for row in rows if (row.system, row.threads, row.model) == ("water", 1, "qeq")]
+    points = [(float(row.atoms), row.atoms * row.whole) for row in plain]
     atoms, seconds = np.log([point for point in points if point[0] > 1000] or [(1.0, 1.0)]).T
     return float(np.polyfit(atoms, seconds, 1)[0]) if len(atoms) > 1 else None
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float | None]:
     """The figures that the README quotes, None where they were not measured; one thread."""
-    at_8k = {row.system: row for row in rows if row.size == "8k" and row.threads == 1}
+    one_thread = [row for row in rows if row.threads == 1]
+    at_8k = {row.system: row for row in one_thread if row.size == "8k" and row.model == "qeq"}
+    split = {(row.system, row.size): row for row in one_thread if row.model == "split"}
     out: dict[str, float | None] = {}
     for style, system in (("reaxff", "water"), ("reaxff", "nacl"), ("shielded", "water")):
         row = at_8k.get(system)
@@ -385,12 +416,22 @@ def summary(rows: Sequence[Row]) -> dict[str, float | None]:
         out[f"ratio_{style}_{system}"] = row.equilibration / peer[0] if row and peer else None
     out["iterations_8k"] = at_8k["water"].iterations if "water" in at_8k else None
     out["exponent"] = exponent(rows)
+    for system in ("water", "nacl"):
+        plain, flowing = at_8k.get(system), split.get((system, "8k"))
+        out[f"split_ratio_{system}"] = (
+            (flowing.equilibration + flowing.forces) / (plain.equilibration + plain.forces)
+            if plain and flowing
+            else None
+        )
+    for size in ("2k", "8k", "32k"):
+        row = split.get(("water", size))
+        out[f"split_iterations_{size}"] = row.iterations if row else None
     return out
 
 
 HEAD = (
-    f"{'':12}{'':8}{'':4}{'us per atom and step':^32}{'':8}{'peers':^24}\n"
-    f"{'':12}{'atoms':>8}{'thr':>4}{'setup':>8}{'solve':>8}{'forces':>8}{'whole':>8}{'iter':>8}"
+    f"{'':12}{'':8}{'':10}{'us per atom and step':^32}{'':8}{'peers':^24}\n"
+    f"{'':12}{'atoms':>8}{'thr':>4}{'model':>6}{'setup':>8}{'solve':>8}{'forces':>8}{'whole':>8}{'iter':>8}"
     f"{'reaxff (iter)':>16}{'shielded (iter)':>16}"
 )
 
@@ -402,7 +443,7 @@ def line(row: Row) -> str:
         f"{row.peers[style][0]:9.2f} ({row.peers[style][1]:4.1f})" if style in row.peers else f"{'-':>16}"
         for style in ("reaxff", "shielded")
     )
-    return f"{row.system:12}{row.atoms:8d}{row.threads:4d}{times}{row.iterations:8.1f}{peers}"
+    return f"{row.system:12}{row.atoms:8d}{row.threads:4d}{row.model:>6}{times}{row.iterations:8.1f}{peers}"
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

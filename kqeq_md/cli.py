@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kqeq_md import __version__
 from kqeq_md.errors import KqeqError
 from kqeq_md.threads import one_blas_thread
+
+if TYPE_CHECKING:
+    from kqeq_md.structure import Structure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +51,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", metavar="MODEL.kqeq")
     evaluate.add_argument("data", metavar="DATA.xyz", nargs="+")
+    evaluate.add_argument("--charges", metavar="qeq|fragments|split", help="by default as the model was trained")
+    evaluate.add_argument(
+        "--fragments", metavar="connectivity|ARRAY", help="charge stays in molecules, found in each frame or numbered"
+    )
+    evaluate.add_argument("--response", action="store_true", help="the mean polarizability too")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, in eV, eV/A, e, e A")
     evaluate.set_defaults(run=_eval)
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="overpolarization, leaking charge and instability, measured",
+        description="Measure the diseases of charge equilibration with every charge model, on structures or on the "
+        "model's reference fragment.",
+    )
+    diagnose.add_argument("model", metavar="MODEL.kqeq")
+    diagnose.add_argument("structures", metavar="STRUCTURES", nargs="*", help="files that ASE reads, with all frames")
+    diagnose.add_argument("--json", action="store_true", help="machine-readable, in eV, A, e")
+    diagnose.add_argument("--plot", metavar="FOLDER", type=Path, help="write a PNG file for each measurement")
+    diagnose.add_argument("--spacing", metavar="D", type=float, help="closest contact in chains, A (default 3)")
+    diagnose.add_argument(
+        "--fragment-charges", metavar='"Q1 Q2"', help="of the two pieces that are pulled apart, e (default neutral)"
+    )
+    diagnose.set_defaults(run=_diagnose)
 
     info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
     info.add_argument("model", metavar="MODEL.kqeq")
@@ -99,6 +123,7 @@ def _check_output(path: Path) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from kqeq_md.charges.charge_model import CONNECTIVITY
     from kqeq_md.model import load_model
     from kqeq_md.train.config import Keys
     from kqeq_md.train.data import read_frames
@@ -106,9 +131,64 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     model = load_model(arguments.model)
     keys = Keys(**model.training.get("config", {}).get("data", {}).get("keys", {}))
-    table = evaluate(model, read_frames(arguments.data, keys), _progress)
+    fragments = arguments.fragments
+    frames = read_frames(arguments.data, keys, None if fragments == CONNECTIVITY else fragments)
+    table = evaluate(model, frames, _progress, arguments.charges, fragments is not None, arguments.response)
     print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
     return 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from kqeq_md.diagnose.diagnosis import diagnose
+    from kqeq_md.diagnose.plots import check_plots, plot_diagnosis
+    from kqeq_md.diagnose.report import as_json, as_text
+    from kqeq_md.diagnose.samples import SPACING
+    from kqeq_md.model import load_model
+
+    model = load_model(arguments.model)
+    structures = [structure for file in arguments.structures for structure in _structures(file)]
+    if arguments.plot is not None:
+        check_plots(arguments.plot)
+    spacing = SPACING if arguments.spacing is None else arguments.spacing
+    found = diagnose(model, structures, spacing, _numbers("--fragment-charges", arguments.fragment_charges))
+    print(json.dumps(as_json(found), indent=1) if arguments.json else as_text(found))
+    if arguments.plot is not None:
+        for path in plot_diagnosis(found, arguments.plot):
+            logging.getLogger("kqeq_md").info("wrote %s", path)
+    return 0
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise KqeqError(f"`{name}` must be numbers, got {text!r}") from None
+
+
+def _structures(file: str) -> list[Structure]:
+    """All frames of a file, with `total_charge` (e) and `electric_field` (V/A) where they have them."""
+    from ase.io import read
+
+    from kqeq_md.ase import NO_FIELD, structure_from_atoms
+
+    if not Path(file).is_file():  # before ASE takes "-" for standard input and "@" for a slice
+        raise KqeqError(f"structure file {file} does not exist")
+    try:
+        frames = read(Path(file), index=":")
+    except Exception as error:  # ASE's readers raise whatever their parsers meet
+        raise KqeqError(f"structure file {file} cannot be read: {type(error).__name__}: {error}") from None
+    if not frames:
+        raise KqeqError(f"structure file {file} holds no structures")
+    found = []
+    for index, atoms in enumerate(frames):
+        charge, field = atoms.info.get("total_charge", 0.0), atoms.info.get("electric_field", NO_FIELD)
+        try:
+            found.append(structure_from_atoms(atoms, charge, field))
+        except KqeqError as error:
+            raise KqeqError(f"{file}, frame {index}: {error}") from None
+    return found
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -129,6 +209,8 @@ def _info(arguments: argparse.Namespace) -> int:
         model.species, model.sparse_points, model.hardness, model.gaussian_width, strict=True
     ):
         print(f"{symbol:<18}{len(points)} sparse points, hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
+    learned = ", learned reference charges" if model.learned_reference else ""
+    print(f"{'charges':<18}{model.charges}{learned}")
     for name, table in model.training.get("errors", {}).items():
         errors = ", ".join(
             f"{key} {entry['rmse']:.4g} {QUANTITIES[key]}" for key, entry in table.items() if key in QUANTITIES

@@ -7,18 +7,21 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from ase.io import read
+from ase.io import read, write
 
 from kqeq_md.ase import KQEq, structure_from_atoms
 from kqeq_md.cli import main
 from kqeq_md.model import load_model, save_model
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.response import response
 
 DATA = Path(__file__).parent.parent / "examples" / "train_nacl"
+WATER = DATA.parent / "train_water"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,78 @@ def test_eval_prints_a_table(few_frames: Path, capsys: pytest.CaptureFixture[str
         assert any(line.startswith(row) for line in text.splitlines())
 
 
+@pytest.fixture(scope="module")
+def split_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Split charges trained on a few frames of the water example, and 9 of its test frames, one with Born charges."""
+    folder = tmp_path_factory.mktemp("split")
+    for name, every in (("train", 8), ("test", 20)):
+        images = read(WATER / f"{name}.xyz", "::" + str(every), format="extxyz")
+        for atoms in images:
+            atoms.arrays["molecule"] = np.zeros(len(atoms), dtype=int)
+        if name == "test":
+            images[0].arrays["REF_born_charges"] = np.zeros((len(images[0]), 9))
+        write(folder / f"{name}.xyz", images, format="extxyz")
+    text = (WATER / "water.toml").read_text().replace("sparse_points = 250", "sparse_points = 25")
+    (folder / "water.toml").write_text(text)
+    assert main(["train", str(folder / "water.toml"), "-o", str(folder / "water.kqeq")]) == 0
+    return folder
+
+
+def table_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["eval", *arguments, "--json"]) == 0
+    table: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return table
+
+
+def test_eval_of_split_charges(split_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Residual, polarizabilities and Born charges against what the core says of the same frames."""
+    model, data = str(split_model / "water.kqeq"), str(split_model / "test.xyz")
+    table = table_of([model, data, "--response"], capsys)
+    potential, images = Potential(model), read(data, ":", format="extxyz")
+    structures = [structure_from_atoms(a, a.info["total_charge"], a.info["electric_field"]) for a in images]
+    residuals = [potential.compute(s, want=()).reference_residual for s in structures]
+    assert table["reference_charge_residual"] == pytest.approx(np.sqrt(np.mean(np.square(residuals))), rel=1e-9)
+    answers = [response(potential, s) for s in structures]
+    labels = [np.reshape(atoms.info["REF_polarizability"], (3, 3)) for atoms in images]
+    off = [answer.polarizability - label for answer, label in zip(answers, labels, strict=True)]
+    assert table["polarizability"]["rmse"] == pytest.approx(np.sqrt(np.mean(np.square(off))), rel=1e-9)
+    mean = np.mean([np.trace(a.polarizability) for a in answers]) / 3
+    assert table["mean_polarizability"] == pytest.approx(mean, rel=1e-9)
+    assert table["mean_polarizability_volume"] == pytest.approx(14.399645 * mean, rel=1e-6)
+    assert table["born_charges"]["mae"] == pytest.approx(np.abs(answers[0].born_charges).mean(), rel=1e-9)
+    assert table["by_total_charge"]["-1"].keys() >= {"polarizability", "charges"}
+
+
+def test_eval_with_another_charge_model(split_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One fragment that holds everything is plain charge equilibration; of them no reference charges are told."""
+    model, data = str(split_model / "water.kqeq"), str(split_model / "test.xyz")
+    plain = table_of([model, data, "--charges", "qeq"], capsys)
+    assert "reference_charge_residual" not in plain
+    assert "mean_polarizability" not in plain
+    whole = table_of([model, data, "--charges", "fragments", "--fragments", "molecule"], capsys)
+    for quantity in ("energy_per_atom", "charges", "polarizability"):
+        assert whole[quantity]["rmse"] == pytest.approx(plain[quantity]["rmse"], rel=1e-8)
+    assert plain["charges"]["rmse"] > 2 * table_of([model, data], capsys)["charges"]["rmse"]
+
+
+def test_eval_finds_fragments_in_each_frame(split_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same elements in the same order, but other atoms are bonded."""
+    images = read(WATER / "test.xyz", ":", format="extxyz")
+    first = next(atoms for atoms in images if atoms.get_chemical_symbols() == 2 * ["O", "H", "H"])
+    first.positions[:3] += 8.0
+    frames = [first, first[[0, 4, 2, 3, 1, 5]]]
+    write(split_model / "mixed.xyz", frames, format="extxyz")
+    model, data = str(split_model / "water.kqeq"), str(split_model / "mixed.xyz")
+    table = table_of([model, data, "--charges", "fragments", "--fragments", "connectivity"], capsys)
+    alone = []
+    for atoms in frames:
+        potential = Potential(model, charges="fragments")
+        structure = structure_from_atoms(atoms, 0.0, atoms.info["electric_field"])
+        alone.append(potential.compute(structure).charges - atoms.arrays["REF_charges"])
+    assert table["charges"]["rmse"] == pytest.approx(np.sqrt(np.mean(np.square(alone))), rel=1e-9)
+
+
 def test_info_names_what_the_model_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(NACL)]) == 0
     text = capsys.readouterr().out
@@ -118,6 +193,9 @@ def test_train_command_writes_a_model_that_eval_reads(
         (["check", "text.kqeq"], "model file text.kqeq is not a .kqeq model, or is truncated"),
         (["eval", str(NACL), "gone.xyz"], "data file gone.xyz does not exist"),
         (["eval", str(NACL), "text.kqeq"], "is no extended XYZ"),
+        (["eval", str(NACL), str(DATA / "test.xyz"), "--charges", "eem"], "`charges` must be qeq, fragments, split"),
+        (["eval", str(NACL), str(DATA / "test.xyz"), "--fragments", "mol"], "frame 0: `fragments` must name an array"),
+        (["eval", str(NACL), str(DATA / "test.xyz"), "--fragments", "connectivity"], "`fragments` need charges="),
         (["train", "gone.toml", "-o", "m.kqeq"], "configuration gone.toml does not exist"),
         (["train", "good.toml", "-o", "no/such/folder/m.kqeq"], "`--output` must lie in a folder that exists"),
         (["train", "good.toml", "-o", "."], "`--output` must be a file that can be written"),

@@ -1,0 +1,1 @@
+"""The diseases of charge equilibration, measured for a model and its user's structures."""
