@@ -6,11 +6,13 @@ import re
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kqeq_md.lammps_plugin import build
+from kqeq_md.model import Model, save_model
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment, libpython, program
 from kqeq_md.structure import Floats, Result, Structure
@@ -284,6 +286,30 @@ def test_charged_cell_is_warned_of_once(here: Workplace) -> None:
     here.data(solid())
     screen = here.run(here.script("fix 1 all nve\nrun 3", pair_style="pair_style kqeq charge 1"))
     assert screen.count("WARNING: pair_style kqeq: periodic cell with total charge 1 e") == 1
+
+
+def test_overpolarization_is_warned_of_once(here: Workplace) -> None:
+    """Two ion pairs in a field: of the field, and of the charge that leaked, once in two runs."""
+    here.data(Structure([11, 11, 17, 17], [[0, 0, 0], [12, 0, 0], [2.4, 0, 0], [14.4, 0, 0]]))
+    style = "pair_style kqeq field 0.2 0 0"
+    screen = here.run(here.script("fix 1 all nve\nrun 2\nrun 2", boundary="boundary f f f", pair_style=style))
+    for said in ("between the 2 separate fragments", "from the nearest integer"):
+        assert screen.count(said) == 1
+
+
+def test_split_charges_are_served_as_trained(here: Workplace, model: Model, helpers: Any) -> None:
+    """The model file says which charges it has; with them a field along periodic axes has a meaning."""
+    split = here.folder / "split.kqeq"
+    save_model(helpers.split_model(model), split)
+    here.data(solid())
+    parts = {"pair_style": f"{TIGHT} field 0.02 0 0.05", "pair_coeff": f"pair_coeff * * {split} Na Cl"}
+    frame = here.frame(**parts)
+    expected = Potential(split, tolerance=1e-12).compute(replace(frame.structure, field=(0.02, 0, 0.05)))
+    assert_same(frame, expected)
+    np.testing.assert_allclose(frame.virial, expected.virial, atol=1e-6)
+    start = here.frame("fix 1 all nve\ntimestep 0.001\nvelocity all create 300 1\nrun 0", **parts)
+    end = here.frame("fix 1 all nve\ntimestep 0.001\nvelocity all create 300 1\nrun 40", **parts)
+    assert end.thermo["etotal"] == pytest.approx(start.thermo["etotal"], abs=1e-5 * 64)
 
 
 REFUSED = {
