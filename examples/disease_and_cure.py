@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from kqeq_md import Structure
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
-from kqeq_md.diagnose.measurements import charge_left, exponent, field_transfer, net_charges, polarizability, quietly
+from kqeq_md.diagnose.measurements import charge_left, exponent, field_transfer, net_charges, polarizability
 from kqeq_md.diagnose.plots import STYLES
 from kqeq_md.diagnose.samples import Sample, copies, cut, longest_axis
 from kqeq_md.model import Model
+from kqeq_md.quiet import quietly
 from kqeq_md.units import COULOMB_CONSTANT
 
 ELEMENTS = {  # electronegativity / eV, self-interaction / eV, Gaussian width / A

@@ -31,12 +31,13 @@ from kqeq_md.ipi_driver.protocol import (
     encode_result,
     read_exactly,
 )
-from kqeq_md.potential import Potential
-from kqeq_md.structure import Structure
+from kqeq_md.potential import NO_VIRIAL, Potential
+from kqeq_md.quiet import quietly
+from kqeq_md.structure import Result, Structure
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
 
-_WANT = ("forces", "virial", "charges", "dipole")
+_WANT = ("forces", "charges", "dipole")
 
 _EPILOG = """\
 example, to be started before or after `i-pi input.xml`:
@@ -49,7 +50,7 @@ and in input.xml:
 
 Without -u, give <ffsocket mode='inet'> with the same <address> (a host) and <port>.
 Keep pbc='false': i-PI would otherwise fold the atoms into its cell and tear a cluster apart.
-The extras of each reply are one JSON object: charges (e) and, for open boundaries, dipole (e bohr).
+The extras of each reply are one JSON object: charges (e) and, where it has a meaning, dipole (e bohr).
 """
 
 
@@ -65,7 +66,11 @@ class Evaluation:
     template: Structure
 
     def __call__(self, request: Request) -> bytes:
-        """The reply to one request.
+        """The reply to one request; errors as in `evaluate`."""
+        return encode_result(self.evaluate(request))
+
+    def evaluate(self, request: Request) -> Result:
+        """What the potential finds.
 
         Raises:
             KqeqError: the structure, the field or the result is refused.
@@ -73,7 +78,8 @@ class Evaluation:
         # i-PI sends a cell even where the boundaries are open
         cell = self.template.cell if self.template.boundary == "open" else request.cell
         structure = replace(self.template, positions=request.positions, cell=cell)
-        return encode_result(self.potential.compute(structure, want=_WANT))
+        has_virial = self.potential.has_virial(structure)
+        return self.potential.compute(structure, want=(*_WANT, "virial") if has_virial else _WANT)
 
 
 def serve(connection: socket.socket, evaluate: Callable[[Request], bytes], n_atoms: int) -> int:
@@ -139,14 +145,18 @@ def _prepare(arguments: argparse.Namespace) -> Evaluation:
         KqeqError: the model, the template or the field is refused.
     """
     potential = Potential(arguments.model)
-    trial = Potential(potential.model)  # so that the first step starts from nothing, as in any other engine
     atoms = read_template(arguments.template, arguments.pbc)
     template = structure_from_atoms(atoms, arguments.charge, arguments.efield)
     evaluate = Evaluation(potential, template)
-    Evaluation(trial, template)(Request(cell=template.cell, positions=template.positions))
+    # with a potential of its own, so that the first step starts from nothing, as in any other engine
+    trial = Evaluation(Potential(potential.model), template)
+    with quietly():  # what is to be warned of is warned of in the first step
+        result = trial.evaluate(Request(cell=template.cell, positions=template.positions))
     logger.info("%d atoms, boundary: %s, charge %g e", len(template), template.boundary, template.charge)
-    if template.boundary != "open":
+    if result.dipole is None:
         logger.warning("no dipole in the extras: it has no meaning for a cell whose charges flow freely")
+    if result.virial is None:
+        logger.warning("%s: i-PI gets nan, and the cell has to stay", NO_VIRIAL)
     return evaluate
 
 

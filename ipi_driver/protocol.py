@@ -141,14 +141,16 @@ def encode_result(result: Result) -> bytes:
     """The answer to GETFORCE: header, energy, number of atoms, forces, virial -dE/d(strain), extras.
 
     Args:
-        result: energy, charges, forces and virial; its dipole goes into the extras where there is one.
+        result: energy, charges, forces and virial (nan goes out where there is none); its dipole goes into the extras
+            where there is one.
 
     Raises:
         DriverError: a number that is not finite.
     """
     energy = _finite("energy", result.energy, "from the model") / HARTREE
     forces = _finite("forces", result.forces, "from the model") * (BOHR / HARTREE)
-    virial = _finite("virial", result.virial, "from the model") / HARTREE
+    undefined = np.full((3, 3), np.nan)
+    virial = undefined if result.virial is None else _finite("virial", result.virial, "from the model") / HARTREE
     extras = _extras(result).encode("utf-8")
     return b"".join(
         (

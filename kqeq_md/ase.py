@@ -89,14 +89,12 @@ class KQEq(Calculator):
     ) -> None:
         super().__init__()
         self._array = fragments if isinstance(fragments, str) and fragments != CONNECTIVITY else None
-        self._settings: dict[str, Any] = {
-            "accuracy": accuracy, "tolerance": tolerance, "charges": charges,
-            "fragment_charges": fragment_charges, "reference_charges": reference_charges,
-        }  # fmt: skip
         self._numbers: NDArray[np.int64] | None = None
         # an array of the atoms is known once there are atoms; until then its name stands for any fragments
         given = CONNECTIVITY if self._array is not None else fragments
-        self.potential = Potential(model, fragments=given, **self._settings)
+        self.potential = Potential(
+            model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges
+        )
         self.set(charge=charge, field=field)
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -201,4 +199,4 @@ class KQEq(Calculator):
         numbers = self.atoms.arrays[self._array]
         if self._numbers is None or not np.array_equal(numbers, self._numbers):
             self._numbers = numbers.copy()
-            self.potential = Potential(self.potential.model, fragments=self._numbers, **self._settings)
+            self.potential.use_fragments(self._numbers)

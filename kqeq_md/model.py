@@ -22,7 +22,7 @@ from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import KqeqError, ModelError
-from kqeq_md.structure import Floats
+from kqeq_md.structure import Floats, Structure
 
 FORMAT = "kqeq"
 VERSION = 2
@@ -125,6 +125,15 @@ class Model:
                     raise ModelError(f"`{name}` must be {least}, got {value} for {symbol}")
         self._validate_split()
         self._validate_kernel()
+        self._validate_fragment()
+
+    def _validate_fragment(self) -> None:
+        if not self.fragment:
+            return
+        try:
+            Structure(self.fragment["numbers"], self.fragment["positions"])
+        except (KqeqError, KeyError, TypeError, IndexError) as error:
+            raise ModelError(f"`fragment` must hold `numbers` and `positions` of a structure: {error}") from None
 
     def _validate_split(self) -> None:
         n = len(self.species)

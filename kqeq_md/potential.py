@@ -39,6 +39,14 @@ QUANTITIES = ("energies", "forces", "virial", "charges", "dipole")
 """What may stand in `want`; energy and charges come always."""
 
 
+NO_VIRIAL = (
+    "`virial` is not defined for charged fragments, atoms with reference charges or fragments without end in a field "
+    "along a periodic axis: the energy depends on which of their images are written down"
+)
+
+NEARLY_HALF = 0.45
+"""Of a lattice vector: bonds of fragments that long are warned of in a field."""
+
 ROUGHEST = 0.1
 """eV/Angstrom. Errors beyond it are those of no force field."""
 
@@ -101,7 +109,7 @@ class Potential:
         self.charge_model = self._charge_model(charges, fragments, fragment_charges, reference_charges)
         self._charges = ChargeSolver(self.tolerance, threads)
         self._leaks = LeakWatch()
-        self._warned_charged_cell = False
+        self._warned_charged_cell = self._warned_stretched = False
 
     def _charge_model(
         self,
@@ -117,6 +125,9 @@ class Potential:
         fixed: Floats | None = None if model.learned_reference else model.reference_charge
         if reference is not None:
             fixed = reference_per_element(reference, model.species)
+            if model.learned_reference:
+                log.warning("`reference_charges` replace those that the model has learned: energies and forces are not "
+                            "those of the training data")  # fmt: skip
         out = ChargeModel(name, fragments, fragment_charges, fixed if name == "split" else None)
         if name != model.charges:
             log.warning(
@@ -174,8 +185,8 @@ class Potential:
             unknown = set(want) - set(QUANTITIES)
             if unknown:
                 raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
-            if "virial" in want:
-                self._refuse_undefined_virial(structure)
+            if "virial" in want and not self.has_virial(structure):
+                raise FieldError(f"{NO_VIRIAL}, got {structure.field.tolist()} V/Angstrom")
         with np.errstate(all="ignore"):  # what overflows is refused below
             result = self._result(self.equilibrate(structure, pairs, halo), want)
         _check_finite(result)
@@ -189,6 +200,7 @@ class Potential:
         hold = self.charge_model.at(structure, species)
         field = effective_field(structure, hold)
         self._warn_charged_cell(structure)
+        self._warn_stretched_fragment(structure, hold)
         self._update_neighbours(structure)
         # everything is computed in the spatial order of the neighbour list
         order = self._neighbours.order
@@ -263,14 +275,18 @@ class Potential:
             return max(self.model.cutoff, float(self.model.compliance_cutoff.max()))
         return self.model.cutoff
 
-    def _refuse_undefined_virial(self, structure: Structure) -> None:
-        hold = self.charge_model.at(structure, self.species_index(structure.numbers))
-        if not has_stress(structure, hold):
-            raise FieldError(
-                f"`virial` is not defined for charged fragments (or atoms with reference charges) in a field along a "
-                f"periodic axis, got {structure.field.tolist()} V/Angstrom: the energy depends on which of their "
-                "images are written down. Keep the cell fixed, or put the field along an open axis"
-            )
+    def has_virial(self, structure: Structure) -> bool:
+        """Whether a virial is defined: not in every field along a periodic axis (`charges.field`).
+
+        Raises:
+            StructureError: unknown elements.
+            ChargeError: fragments that do not fit.
+        """
+        return has_stress(structure, self.charge_model.at(structure, self.species_index(structure.numbers)))
+
+    def use_fragments(self, fragments: str | ArrayLike | Sequence[ArrayLike] | None) -> None:
+        """Take other fragments from now on, or find them anew ("connectivity"); arguments as at the start."""
+        self.charge_model = self.charge_model.with_fragments(fragments)
 
     def _update_neighbours(self, structure: Structure) -> None:
         reach = max(self.cutoff, self._electrostatics.cutoff(structure), RADIUS)
@@ -284,6 +300,17 @@ class Potential:
                 "energies of cells of different size or charge are not comparable",
                 structure.charge,
             )
+
+    def _warn_stretched_fragment(self, structure: Structure, hold: Hold) -> None:
+        if self._warned_stretched or hold.fragments is None or not (structure.field.any() and any(structure.pbc)):
+            return
+        span = hold.fragments.span(structure)
+        if span > NEARLY_HALF:
+            self._warned_stretched = True
+            log.warning(
+                "a bond of a fragment spans %.2f of the cell: at 0.5 another image becomes the nearest one, and the "
+                "energy in the field jumps; take a larger cell", span,
+            )  # fmt: skip
 
 
 def restored(values: Floats, order: NDArray[np.int64]) -> Floats:

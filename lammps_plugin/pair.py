@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.errors import KqeqError, StructureError
-from kqeq_md.potential import Potential
+from kqeq_md.potential import NO_VIRIAL, Potential
 from kqeq_md.structure import Structure
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
@@ -82,6 +82,7 @@ class PairStyle:
 
     def __init__(self, model: str, elements: list[str], **knobs: Any) -> None:
         self.potential = Potential(model, **knobs)
+        self._warned_of_virial = False
         known = dict(zip(self.potential.model.species, self.potential.model.numbers, strict=True))
         for index, element in enumerate(elements, start=1):
             if element == "NULL":
@@ -94,8 +95,9 @@ class PairStyle:
         """Evaluate two atoms, so that the kernels are compiled now and not inside the first time step."""
         reach = self.potential.model.cutoff
         pair = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5 * reach]])
+        trial = Potential(self.potential.model)  # what a potential has seen, fragments among it, it keeps
         with suppress(KqeqError):  # whether this pair makes sense to the model is no matter
-            self.potential.compute(Structure([self.numbers[0]] * 2, pair, cell=2.0 * reach * np.eye(3), pbc=periodic))
+            trial.compute(Structure([self.numbers[0]] * 2, pair, cell=2.0 * reach * np.eye(3), pbc=periodic))
 
     def compute(self, call: Call) -> None:
         """Evaluate the owned atoms; forces and energies per atom are added, charges are set."""
@@ -112,7 +114,8 @@ class PairStyle:
             field=list(call.field),
         )
         want = ["forces", "charges"]
-        want += ["virial"] if call.want_virial else []
+        has_virial = self.potential.has_virial(structure)
+        want += ["virial"] if call.want_virial and has_virial else []
         want += ["energies"] if call.eatom else []
         try:
             result = self.potential.compute(structure, want=want)
@@ -125,6 +128,11 @@ class PairStyle:
             _array(call.eatom, n)[order] += result.energies
         if result.virial is not None:
             call.virial = tuple(result.virial[a, b] for a, b in VOIGT)
+        elif call.want_virial:
+            call.virial = (np.nan,) * 6  # so that no barostat takes it for a number
+            if not self._warned_of_virial:
+                self._warned_of_virial = True
+                logging.getLogger("kqeq_md").warning("%s: pressures are nan, and the box has to stay", NO_VIRIAL)
 
 
 def _array(pointer: Any, *shape: int) -> NDArray[Any]:

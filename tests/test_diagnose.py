@@ -206,6 +206,11 @@ def test_catastrophe_is_seen_and_refused_elsewhere(generic: Model) -> None:
     assert judge_eigenvalue(0.05).sick
 
 
+def test_exponent_of_rounding_is_none() -> None:
+    assert measure.exponent([1, 2, 4], [0.0, 0.21, 2e-31]) is None
+    assert measure.exponent([1, 2, 4], [0.1, 0.2, 0.4]) == pytest.approx(1.0, rel=1e-12)
+
+
 def test_nothing_can_move_between_single_atoms(generic: Model) -> None:
     apart = Structure([11, 17], [[0, 0, 0], [0, 0, 9.0]])
     for name in ("fragments", "split"):

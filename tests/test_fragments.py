@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -464,3 +465,58 @@ def test_nothing_is_found_again_for_the_same_atoms(monkeypatch: pytest.MonkeyPat
 def test_charge_model_is_validated_at_once() -> None:
     with pytest.raises(ChargeError, match="`charges` must be"):
         ChargeModel("acks2")
+
+
+# --- fragments that have no place in a periodic cell
+
+
+def test_pieces_that_no_bond_joins_have_no_dipole_across_a_boundary(helpers: Any) -> None:
+    """One fragment of two waters: E would jump where one passes half a cell. Fixed q0 stay with their atoms."""
+    model = helpers.element_model()
+    box = helpers.water_box((2, 1, 1), pbc=True, field=(0.1, 0.0, 0.0))
+    still = replace(box, field=np.zeros(3))
+    for together in ([0] * 6, [list(range(6))], []):
+        potential = Potential(model, charges="fragments", fragments=together)
+        with pytest.raises(FieldError, match="several pieces that no bond joins"):
+            potential.compute(box)
+        assert potential.compute(still).dipole is None
+        open_box = Structure(box.numbers, box.positions, field=box.field)
+        assert potential.compute(open_box).dipole is not None
+    fixed = Potential(model, charges="split", fragments=[0] * 6, reference_charges={"O": -0.6, "H": 0.3})
+    moved = box.positions.copy()
+    moved[3] += box.cell[0]
+    before, after = fixed.compute(box), fixed.compute(replace(box, positions=moved))
+    np.testing.assert_allclose(after.forces, before.forces, atol=1e-10)
+    assert after.energy - before.energy == pytest.approx(0.6 * 0.1 * box.cell[0, 0], abs=1e-9)  # -q0 F.T
+
+
+def test_a_pair_half_a_cell_apart_is_refused_wherever_it_is_wrapped(helpers: Any) -> None:
+    """Both images are as near: which one is meant cannot be told, so that no wrapping may decide."""
+    model = helpers.element_model(("Na", "Cl"))
+    for shift in product((-1.0, 0.0, 1.0), repeat=3):
+        positions = np.array([[0.1, 0.2, 0.3], [2.95, 0.2, 0.3]])
+        positions[1] += 5.7 * np.array(shift)
+        pair = Structure([11, 17], positions, 5.7 * np.eye(3), True, field=(0.02, 0.03, 0.1))
+        with pytest.raises(FieldError, match="closes over the boundary"):
+            Potential(model, charges="fragments", fragments=[[0, 1]]).compute(pair)
+
+
+def test_long_bonds_of_fragments_in_a_field_are_warned_of_once(helpers: Any, caplog: pytest.LogCaptureFixture) -> None:
+    potential = Potential(helpers.element_model(("Na", "Cl")), charges="fragments", fragments=[[0, 1]])
+    for d in (2.5, 5.5, 5.6):
+        pair = Structure([11, 17], [[0, 0, 0], [0, 0, d]], 12.0 * np.eye(3), True, field=(0, 0, 0.1))
+        potential.compute(pair)
+    assert caplog.text.count("spans 0.46 of the cell") == 1
+    assert caplog.text.count("of the cell") == 1
+
+
+def test_polymers_have_no_stress_in_a_field_across_them(helpers: Any) -> None:
+    """W_xz would hold F_x mu_z, and mu_z along the chain depends on where the chain is cut."""
+    k = np.arange(8)
+    chain = np.stack([0.43 * (-1.0) ** k, 0 * k, 1.265 * k], axis=1)
+    cell = np.diag([12.0, 12.0, 8 * 1.265])
+    model = helpers.element_model(("H", "C"))
+    potential = Potential(model, charges="fragments")
+    across = Structure([6] * 8, chain, cell, True, field=(0.1, 0, 0))
+    assert potential.compute(across).virial is None
+    assert potential.compute(replace(across, field=np.zeros(3))).virial is not None

@@ -14,7 +14,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -23,7 +25,8 @@ import pytest
 
 from kqeq_md.errors import KqeqError
 from kqeq_md.ipi_driver import connection, protocol
-from kqeq_md.ipi_driver.client import main, serve
+from kqeq_md.ipi_driver.client import Evaluation, main, serve
+from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment, program
 from kqeq_md.structure import Result, Structure
@@ -671,3 +674,22 @@ def wait_for_steps(path: Path, steps: int) -> None:
     while not path.exists() or len(path.read_text().splitlines()) < steps + 4:
         assert time.monotonic() < deadline, f"i-PI has not written {steps} steps within a minute"
         time.sleep(0.05)
+
+
+def test_ions_in_a_field_along_a_periodic_axis_send_no_virial(model: Model, helpers: Any) -> None:
+    """Reference charges of +-1: energy, forces and dipole have a meaning, the virial has none and is sent as nan."""
+    ions = helpers.split_model(model, (1.0, -1.0))
+    solid = replace(helpers.rock_salt(), field=(0.0, 0.0, 0.05))
+    request = protocol.Request(cell=solid.cell, positions=solid.positions)
+    reply = Evaluation(Potential(ions), solid)(request)
+    n = len(solid)
+    forces = np.frombuffer(reply[24 : 24 + 24 * n]).reshape(n, 3)
+    virial = np.frombuffer(reply[24 + 24 * n : 96 + 24 * n])
+    extras = json.loads(reply[100 + 24 * n :])
+    wanted = Potential(ions).compute(solid)
+    np.testing.assert_allclose(forces * HARTREE / BOHR, wanted.forces, atol=1e-10)
+    np.testing.assert_allclose(np.array(extras["dipole"]) * BOHR, wanted.dipole, atol=1e-10)
+    assert wanted.virial is None
+    assert np.isnan(virial).all()
+    still = Evaluation(Potential(ions), replace(solid, field=np.zeros(3)))(request)
+    assert np.isfinite(np.frombuffer(still[24 + 24 * n : 96 + 24 * n])).all()

@@ -312,6 +312,34 @@ def test_split_charges_are_served_as_trained(here: Workplace, model: Model, help
     assert end.thermo["etotal"] == pytest.approx(start.thermo["etotal"], abs=1e-5 * 64)
 
 
+def test_ions_in_a_field_run_in_a_fixed_box(here: Workplace, model: Model, helpers: Any) -> None:
+    """Reference charges of +-1 in a field along periodic axes: no pressure is defined, and nothing else suffers."""
+    ions = here.folder / "ions.kqeq"
+    save_model(helpers.split_model(model, (1.0, -1.0)), ions)
+    here.data(solid())
+    parts = {"pair_style": f"{TIGHT} field 0 0 0.05", "pair_coeff": f"pair_coeff * * {ions} Na Cl"}
+    screen = here.run(here.script("fix 1 all nve\nthermo_style custom step etotal press\nrun 3\nrun 3", **parts))
+    assert screen.count("`virial` is not defined for charged fragments") == 1
+    assert "nan" in screen
+    frame = here.frame(**parts)
+    expected = Potential(ions, tolerance=1e-12).compute(replace(frame.structure, field=(0, 0, 0.05)))
+    assert expected.virial is None
+    assert_same(frame, expected)
+
+
+def test_fragments_are_those_of_the_run(here: Workplace, model: Model) -> None:
+    """Two atoms of one element: bonds are those of the structure, not of what the kernels were compiled with."""
+    molecular = here.folder / "molecular.kqeq"
+    save_model(replace(model, charges="fragments"), molecular)
+    pair = Structure([11, 11], [[0, 0, 0], [0, 0, 2.9]], field=(0, 0.05, 0.1))
+    here.data(pair)
+    style = f"{TIGHT} field 0 0.05 0.1"
+    coefficients = f"pair_coeff * * {molecular} Na Cl"
+    frame = here.frame(boundary="boundary f f f", pair_style=style, pair_coeff=coefficients)
+    assert abs(frame.charges[0]) > 1e-3  # charge flows inside the molecule
+    assert_same(frame, Potential(molecular).compute(pair))
+
+
 REFUSED = {
     "unknown keyword": ({"pair_style": "pair_style kqeq chrge 1"}, r"unknown .*`chrge`.*: charge Q, field Ex"),
     "repeated keyword": ({"pair_style": "pair_style kqeq charge 1 charge 0"}, r"`charge` is given twice"),

@@ -85,12 +85,15 @@ def test_metadata_survives(model: Model, tmp_path: Path) -> None:
     assert (again.species, again.zeta, again.soap) == (model.species, model.zeta, model.soap)
 
 
+FRAGMENT = {"numbers": [11, 17], "positions": [[0.0, 0.0, 0.0], [0.0, 0.0, 2.4]]}
+
+
 def test_split_charges_survive(model: Model, tmp_path: Path, helpers: Any) -> None:
     """Three columns of weights, compliance, reference charges, the charge model, the reference fragment."""
-    split = replace(helpers.split_model(model, (0.7, -0.6), 0.1), fragment={"numbers": [11, 17]})
+    split = replace(helpers.split_model(model, (0.7, -0.6), 0.1), fragment=FRAGMENT)
     save_model(split, tmp_path / "m.kqeq")
     again = load_model(tmp_path / "m.kqeq")
-    assert (again.charges, again.fragment) == ("split", {"numbers": [11, 17]})
+    assert (again.charges, again.fragment) == ("split", FRAGMENT)
     assert again.learned_reference
     np.testing.assert_array_equal(again.compliance, split.compliance)
     np.testing.assert_array_equal(again.compliance_cutoff, np.full((2, 2), 4.2))
@@ -212,6 +215,12 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "skew bonds": ({"compliance_cutoff": [[2.0, 3.0], [2.0, 2.0]]}, "`compliance_cutoff` must be a symmetric table"),
     "NaN bonds": ({"compliance_cutoff": float("nan")}, "`compliance_cutoff` must .* from 0.1 to 20, got .*nan"),
     "word as bonds": ({"compliance_cutoff": "far"}, "damaged"),
+    "fragment without positions": ({"fragment": {"numbers": [11]}}, "`fragment` must hold `numbers` and `positions`"),
+    "fragment of nothing": ({"fragment": [1]}, "damaged|`fragment` must hold"),
+    "fragment of one place": (
+        {"fragment": {"numbers": [11, 17], "positions": [[0, 0, 0]]}},
+        "`fragment` must hold .*`positions` must have shape",
+    ),
     "NaN reference charge": ({"reference_charge": [float("nan"), 0.0]}, "`reference_charge` must be 2 finite numbers"),
     "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must lie between 0.5 and 30.0, got -1.0"),
     "soap name": ({"soap": {"cutof": 5.0}}, "damaged"),

@@ -76,6 +76,10 @@ class ChargeModel:
         self._wanted, self._fragment_charges = fragments, fragment_charges
         self._found: tuple[Ints, tuple[bool, ...], Fragments] | None = None
 
+    def with_fragments(self, fragments: str | ArrayLike | Sequence[ArrayLike] | None) -> ChargeModel:
+        """The same charge model with other fragments, or with such as are found anew."""
+        return ChargeModel(self.name, fragments, self._fragment_charges, self.reference_charge)
+
     def at(self, structure: Structure, species: Ints) -> Hold:
         """What holds the charges of a structure.
 

@@ -17,9 +17,11 @@ that matters depends on what holds the charges:
                                                        by nothing; for neutral fragments E doesn't either.
     fixed q0 of each atom                              the same with each atom for itself, -q0_i F.T
 
-A fragment that closes over the boundary (a polymer, a crystal) is not whole anywhere: along it, charges are free.
-Stress is the derivative of E with respect to strain, so it needs an E that doesn't depend on the images: it has none
-while charged fragments (or atoms with q0 != 0) are in a field along a periodic axis.
+A fragment that closes over the boundary (a polymer, a crystal) is not whole anywhere: along it, charges are free. So
+they are in a fragment of several pieces that no bond joins, along every periodic axis. Where q0 is fixed, each atom
+stands for itself in such fragments. Stress is the derivative of E with respect to strain, so it needs an E that doesn't
+depend on the images, and mu along all axes: there is none while charged fragments (or atoms with q0 != 0), or fragments
+without end, are in a field along a periodic axis.
 """
 
 from __future__ import annotations
@@ -56,6 +58,12 @@ def effective_field(structure: Structure, hold: Hold) -> Floats:
             'f`), charge conserved per fragment (charges="fragments"), or split charges (charges="split"; with learned '
             "reference charges they need `fragments` too)"
         )
+    if _loose(hold) and _along_periodic_axes(structure):
+        raise FieldError(
+            f"`field` must be zero along periodic axes, got {field.tolist()} V/Angstrom and a fragment of several "
+            "pieces that no bond joins: charge would flow between molecules, whose places relative to each other "
+            "depend on how they are wrapped. Way out: a fragment for each molecule"
+        )
     for cells in _windings(hold):
         if abs(field @ (cells @ structure.cell)) > ROUNDING * np.linalg.norm(field):
             raise FieldError(
@@ -69,25 +77,24 @@ def effective_field(structure: Structure, hold: Hold) -> Floats:
 
 def anchors(structure: Structure, hold: Hold) -> Floats:
     """r_i, where the charges m_i sit, Angstrom, shape (n, 3)."""
-    if hold.fragments is None or (hold.reference is not None and len(hold.fragments.windings) > 0):
+    if hold.fragments is None or _by_atoms(hold):
         return structure.positions
     return hold.fragments.whole(structure)
 
 
 def has_dipole(structure: Structure, hold: Hold) -> bool:
     """Whether mu is defined along all three axes."""
-    return structure.boundary == "open" or not (_free(hold) or len(_windings(hold)) > 0)
+    return structure.boundary == "open" or not (_free(hold) or _loose(hold) or len(_windings(hold)) > 0)
 
 
 def has_stress(structure: Structure, hold: Hold) -> bool:
-    """Whether E in the field is a function of the strain: not where charged units stand in a field along a periodic
-    axis."""
-    field = structure.field
-    along = structure.cell[np.array(structure.pbc)] @ field
-    if not (np.abs(along) > ROUNDING * np.linalg.norm(field)).any() or _free(hold):
+    """Whether E in the field is a function of the strain: not where charged units, or fragments without end, stand in
+    a field along a periodic axis."""
+    if not _along_periodic_axes(structure) or _free(hold):
         return True
-    by_atoms = hold.reference is not None and (hold.fragments is None or len(hold.fragments.windings) > 0)
-    units = hold.reference if by_atoms else hold.constraint.charges
+    if len(_windings(hold)) > 0:
+        return False
+    units = hold.reference if _by_atoms(hold) else hold.constraint.charges
     assert units is not None
     return bool(np.abs(units).max() <= SUM)
 
@@ -120,8 +127,25 @@ def field_gradient(structure: Structure, hold: Hold, charges: Floats, dipole: Fl
     return grad_r, -np.outer(in_plane, dipole) - height * (dipole @ normal) * np.outer(normal, normal)
 
 
+def _along_periodic_axes(structure: Structure) -> bool:
+    """Whether the field has a part along a periodic axis, beyond rounding."""
+    along = structure.cell[np.array(structure.pbc)] @ structure.field
+    return bool((np.abs(along) > ROUNDING * np.linalg.norm(structure.field)).any())
+
+
 def _free(hold: Hold) -> bool:
     return hold.fragments is None and hold.reference is None
+
+
+def _by_atoms(hold: Hold) -> bool:
+    """Whether each atom with its fixed q0 stands for itself: without fragments, or with such as have no place."""
+    fragments = hold.fragments
+    return hold.reference is not None and (fragments is None or fragments.loose or len(fragments.windings) > 0)
+
+
+def _loose(hold: Hold) -> bool:
+    """Whether charge flows between pieces of a fragment that no bond joins."""
+    return hold.reference is None and hold.fragments is not None and hold.fragments.loose
 
 
 def _windings(hold: Hold) -> Floats:

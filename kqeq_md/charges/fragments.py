@@ -25,6 +25,9 @@ from kqeq_md.structure import Floats, Structure
 BONDED = 1.25
 """Times the sum of covalent radii: above any vibration of a bond, below the contacts between molecules."""
 
+TIE = 1e-3
+"""Angstrom."""
+
 GAP = 1e-6
 """Angstrom. A bond that a whole fragment misses by more closes over the cell."""
 
@@ -40,6 +43,8 @@ class Fragments:
         levels: atoms by their distance from the first one of their fragment along the tree, the first ones left out.
         windings: lattice vectors, in cells, by which bonds of a fragment close over a periodic boundary (polymers,
             crystals); shape (n_windings, 3).
+        loose: a fragment consists of pieces that no bond joins, which have no place relative to each other in a
+            periodic cell.
     """
 
     group: Ints
@@ -47,12 +52,16 @@ class Fragments:
     parent: Ints
     levels: tuple[Ints, ...]
     windings: Ints
+    loose: bool
 
     def __len__(self) -> int:
         return int(self.group.max()) + 1
 
     def whole(self, structure: Structure) -> Floats:
-        """Positions with each fragment in one piece around its first atom, Angstrom, shape (n, 3)."""
+        """Positions with each fragment in one piece around its first atom, Angstrom, shape (n, 3).
+
+        Pieces that no bond joins come to their first atom by the nearest image.
+        """
         positions = np.array(structure.positions)
         if not any(structure.pbc):
             return positions
@@ -61,6 +70,13 @@ class Fragments:
             parents = positions[self.parent[level]]
             positions[level] = parents + nearest(positions[level] - parents)
         return positions
+
+    def span(self, structure: Structure) -> float:
+        """Largest part of a periodic lattice vector between an atom and the one it is tied to: at 1/2 another image
+        becomes the nearest one."""
+        whole = self.whole(structure)
+        parts = (whole - whole[self.parent]) @ np.linalg.inv(reduced_cell(lattice_of(structure), structure.pbc))
+        return float(np.abs(parts * structure.pbc).max())
 
 
 def connected_fragments(structure: Structure) -> Fragments:
@@ -79,7 +95,7 @@ def given_fragments(structure: Structure, fragments: ArrayLike | Sequence[ArrayL
     """Fragments from molecule numbers, or from lists of atoms, as `grouping` takes them.
 
     Atoms that meet through several images (an ion pair in a narrow cell) are joined by the shortest way alone: who
-    gives a pair means one of them.
+    gives a pair means one of them. Images that are equally far, to TIE, are all kept, for none can be meant.
 
     Raises:
         ChargeError: anything else.
@@ -88,8 +104,11 @@ def given_fragments(structure: Structure, fragments: ArrayLike | Sequence[ArrayL
     group, rest = grouping(len(structure), fragments)
     centre, neighbour, vectors = bonds(structure)
     inside = np.flatnonzero((group[centre] == group[neighbour]) & (centre < neighbour))
-    inside = inside[np.argsort(np.linalg.norm(vectors[inside], axis=1), kind="stable")]
-    inside = inside[np.unique(centre[inside] * len(structure) + neighbour[inside], return_index=True)[1]]
+    length = np.linalg.norm(vectors[inside], axis=1)
+    pair = np.unique(centre[inside] * len(structure) + neighbour[inside], return_inverse=True)[1]
+    shortest = np.full(len(inside), np.inf)
+    np.minimum.at(shortest, pair, length)
+    inside = inside[length < shortest[pair] + TIE]
     i, j, d = centre[inside], neighbour[inside], vectors[inside]
     return _spanned(structure, group, rest, np.concatenate([i, j]), np.concatenate([j, i]), np.concatenate([d, -d]))
 
@@ -124,14 +143,14 @@ def _spanned(
 ) -> Fragments:
     """Trees by breadth-first search from the first atom of each fragment, all fragments at once.
 
-    Pieces of a fragment that no bond joins are tied to its first atom, at the nearest image: while they pass each other
-    half a cell apart, the dipole of charge that flows between them changes sign.
+    Pieces of a fragment that no bond joins are tied to its first atom.
     """
     n = len(structure)
     parent, placed = np.arange(n), np.zeros(n, dtype=bool)
     roots = np.unique(group, return_index=True)[1]
     placed[roots] = True
     levels: list[Ints] = []
+    loose = False
     while not placed.all():
         grows = placed[centre] & ~placed[neighbour]
         if grows.any():
@@ -141,11 +160,12 @@ def _spanned(
             left = np.flatnonzero(~placed)
             reached = left[np.unique(group[left], return_index=True)[1]]
             parent[reached] = roots[group[reached]]
+            loose = True
         placed[reached] = True
         levels.append(reached)
-    spanned = Fragments(group, rest, parent, tuple(levels), np.empty((0, 3), dtype=np.int64))
+    spanned = Fragments(group, rest, parent, tuple(levels), np.empty((0, 3), dtype=np.int64), loose)
     whole = spanned.whole(structure)
     gaps = vectors - (whole[neighbour] - whole[centre])
     open_bonds = np.abs(gaps).max(axis=1, initial=0.0) > GAP
     cells = np.rint(gaps[open_bonds] @ np.linalg.inv(lattice_of(structure))).astype(np.int64)
-    return Fragments(group, rest, parent, tuple(levels), np.unique(cells, axis=0))
+    return Fragments(group, rest, parent, tuple(levels), np.unique(cells, axis=0), loose)

@@ -36,6 +36,7 @@ from kqeq_md.diagnose.verdicts import (
 )
 from kqeq_md.errors import ChargeError, FieldError, KqeqError
 from kqeq_md.model import Model
+from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats, Structure
 
 Number = TypeVar("Number")
@@ -130,7 +131,7 @@ def diagnose(
     """
     if not 0.5 <= spacing <= 100.0:
         raise KqeqError(f"`spacing` must lie between 0.5 and 100 Angstrom, got {spacing:g}")
-    with measure.quietly():
+    with quietly():  # charge models that the model was not trained with, and leaks, are what is measured here
         subject = subject_of(model, structures, spacing, fragment_charges)
         contact = closest_contact(subject.samples)
         measurements = (

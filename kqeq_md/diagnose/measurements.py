@@ -12,9 +12,7 @@ is one over the largest of that.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,23 +50,11 @@ FIELD = 0.2
 DENSE = 2000
 """Atoms up to which eigenvalues are those of a matrix (seconds); beyond, the softest transfer is iterated for."""
 
+RIGID = 1e-9
+"""Part of the largest polarizability of a series below which one is rounding."""
+
 BLOCKED = 1e-12
 """Part of the largest eigenvalue of X below which bonds count as none."""
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings of charge models that a model was not trained with and of leaks: they are measured here."""
-    log = logging.getLogger("kqeq_md")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    log.addFilter(errors_only)
-    try:
-        yield
-    finally:
-        log.removeFilter(errors_only)
 
 
 def potential_for(
@@ -96,7 +82,7 @@ def polarizability(model: Model, charges: str, sample: Sample) -> float:
 
 def exponent(sizes: Sequence[int], polarizabilities: Sequence[float]) -> float | None:
     """Slope of log(alpha) against log(size) between the last two sizes; None where nothing is polarized."""
-    if len(sizes) < 2 or min(polarizabilities[-2:]) <= 0.0:
+    if len(sizes) < 2 or min(polarizabilities[-2:]) <= RIGID * max(polarizabilities):
         return None
     return float(np.log(polarizabilities[-1] / polarizabilities[-2]) / np.log(sizes[-1] / sizes[-2]))
 

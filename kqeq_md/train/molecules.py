@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kqeq_md.charges.charge_model import CONNECTIVITY, ChargeModel
+from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.charges.fragments import connected_fragments
 from kqeq_md.charges.leaks import LEAK
 from kqeq_md.potential import Potential
@@ -16,9 +16,7 @@ from kqeq_md.train.data import Frame
 
 def take_fragments(potential: Potential, frame: Frame) -> None:
     """Let `potential` use the frame's molecule numbers, or find its fragments: it keeps those of the frame before."""
-    old = potential.charge_model
-    fragments = CONNECTIVITY if frame.fragments is None else frame.fragments
-    potential.charge_model = ChargeModel(old.name, fragments, None, old.reference_charge)
+    potential.use_fragments(CONNECTIVITY if frame.fragments is None else frame.fragments)
 
 
 def smallest_fragment(frames: Sequence[Frame]) -> dict[str, Any]:
