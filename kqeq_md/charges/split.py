@@ -178,7 +178,7 @@ def solve_split_dense(matrix: Floats, bonds: Bonds, electronegativity: Floats, u
         unbound: q0 + P, e, shape (n,).
 
     Raises:
-        ChargeError: the Hessian over bonds is not positive definite.
+        ChargeError: 1 + X J is singular.
     """
     n = len(unbound)
     owners = np.asarray(bonds.halo.forward(np.arange(n)), dtype=np.int64)
