@@ -123,7 +123,7 @@ def draw(model: Model, axes: np.ndarray) -> None:
 def label(axes: np.ndarray) -> None:
     """Titles and units."""
     axes[0, 0].set(
-        title="Alkanes C$_2$ to C$_{32}$: polarizability along the chain", xlabel="carbon atoms",
+        title="Alkanes C$_2$ to C$_{32}$ (fragments: CH$_2$, CH$_3$): polarizability", xlabel="carbon atoms",
         ylabel="polarizability / A$^3$", xscale="log", yscale="log", xticks=CARBONS, xticklabels=CARBONS,
     )  # fmt: skip
     axes[0, 0].minorticks_off()

@@ -154,11 +154,13 @@ class KQEq(Calculator):
         result = self.potential.compute(structure)
         if "stress" in wanted and result.virial is None:
             raise PropertyNotImplementedError(
-                "`stress` is not defined for charged fragments in a field along a periodic axis"
+                "`stress` is not defined in a field along a periodic axis for charged fragments, for atoms with "
+                "reference charges, nor for fragments without end"
             )
         if "dipole" in wanted and result.dipole is None:
             raise PropertyNotImplementedError(
-                "`dipole` is not defined for periodic atoms whose charges flow freely: it depends on their wrapping"
+                "`dipole` is not defined where charge flows freely across a periodic boundary (without fragments, or "
+                "in fragments of several pieces or without end): it depends on how atoms are wrapped"
             )
         self.results = {
             "energy": result.energy,
@@ -194,9 +196,18 @@ class KQEq(Calculator):
         if self._array not in self.atoms.arrays:
             raise ChargeError(
                 f'`fragments` must be "{CONNECTIVITY}", molecule numbers, lists of atoms, or an array of the atoms '
-                f"({', '.join(self.atoms.arrays)}), got {self._array!r}"
+                f"with whole numbers ({', '.join(_numberings(self.atoms)) or 'it has none'}), got {self._array!r}"
             )
         numbers = self.atoms.arrays[self._array]
         if self._numbers is None or not np.array_equal(numbers, self._numbers):
             self._numbers = numbers.copy()
             self.potential.use_fragments(self._numbers)
+
+
+def _numberings(atoms: Atoms) -> list[str]:
+    """Arrays that could hold molecule numbers."""
+    return [
+        name
+        for name, values in atoms.arrays.items()
+        if name != "numbers" and values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    ]

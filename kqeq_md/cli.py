@@ -25,12 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="kqeq: %(levelname)s: %(message)s", level=logging.WARNING)
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except KqeqError as error:
         sys.stderr.write(f"kqeq: error: {error}\n")
     except KeyboardInterrupt:
         sys.stderr.write("kqeq: interrupted\n")
         return 130
+    except BrokenPipeError:  # as in `kqeq info MODEL | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         sys.stderr.write(f"kqeq: error: {error}\n")
     return 2
@@ -132,7 +137,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model)
     keys = Keys(**model.training.get("config", {}).get("data", {}).get("keys", {}))
     fragments = arguments.fragments
-    frames = read_frames(arguments.data, keys, None if fragments == CONNECTIVITY else fragments)
+    numbers = None if fragments == CONNECTIVITY else fragments
+    frames = read_frames(arguments.data, keys, numbers, labelled=not arguments.response)
     table = evaluate(model, frames, _progress, arguments.charges, fragments is not None, arguments.response)
     print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
     return 0

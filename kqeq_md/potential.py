@@ -179,6 +179,7 @@ class Potential:
             FieldError: a field that has no meaning for the boundary, or a virial that is wanted and has none.
             ChargeError: charges without a minimum, fragments that do not fit, or a result that is not finite.
         """
+        _check_structure(structure)
         if want is None:
             want = QUANTITIES
         else:
@@ -196,6 +197,7 @@ class Potential:
 
     def equilibrate(self, structure: Structure, pairs: Pairs | None = None, halo: Halo = SERIAL) -> Equilibrated:
         """Solve for the charges and keep everything that derivatives need; arguments and errors as in `compute`."""
+        _check_structure(structure)
         species = self.species_index(structure.numbers)
         hold = self.charge_model.at(structure, species)
         field = effective_field(structure, hold)
@@ -318,6 +320,15 @@ def restored(values: Floats, order: NDArray[np.int64]) -> Floats:
     out = np.empty_like(values)
     out[order] = values
     return out
+
+
+def _check_structure(structure: Structure) -> None:
+    """Refuse atoms of ASE and the like."""
+    if not isinstance(structure, Structure):
+        raise KqeqError(
+            f"`structure` must be a Structure (kqeq_md.ase.structure_from_atoms makes one of ASE's atoms), got "
+            f"{type(structure).__name__}"
+        )
 
 
 def _check_finite(result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -236,3 +237,28 @@ def test_shipped_model_separates_charge_states() -> None:
             errors.append((potential.compute(structure).energy - atoms.info["REF_energy"]) / 32)
     assert len(errors) >= 4
     assert np.abs(errors).max() < 0.05  # eV per atom; a level wrong by 2 eV would cost 0.06
+
+
+def test_eval_of_responses_needs_no_labels(
+    nacl_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare.xyz").write_text('2\nProperties=species:S:1:pos:R:3 pbc="F F F"\nNa 0 0 0\nCl 0 0 2.5\n')
+    assert main(["eval", str(nacl_model), str(tmp_path / "bare.xyz"), "--response", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean_polarizability"] > 0.0
+    assert main(["eval", str(nacl_model), str(tmp_path / "bare.xyz")]) == 2
+    assert "has a label named REF_energy" in capsys.readouterr().err
+
+
+def test_a_reader_that_left_is_no_error(nacl_model: Path) -> None:
+    """`kqeq info MODEL --json | head -1`: what nobody reads is not written."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    run = subprocess.run(
+        [str(Path(sysconfig.get_path("scripts")) / "kqeq"), "info", str(nacl_model), "--json"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write_end)
+    assert run.stderr == ""
+    assert run.returncode == 141

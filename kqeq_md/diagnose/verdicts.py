@@ -10,6 +10,9 @@ from kqeq_md.charges.stability import SAFE
 LINEAR = 0.15
 """How far a healthy exponent is from 1: ends and dipoles that enhance each other still count in chains of 16 and 32."""
 
+FLAT = 0.3
+"""Exponents below it are none of matter that grows."""
+
 WIRE = 1.5
 """Exponents beyond it are those of charge that runs from end to end: a wire has 3 (less a logarithm), molecules in a
 row have 1."""
@@ -45,6 +48,8 @@ def judge_exponent(value: float | None) -> Finding:
         return Finding(value, f"overpolarizes: twice the size, {2.0**value:.1f} times the polarizability", sick=True)
     if value > 1.0 + LINEAR:
         return Finding(value, "grows faster than the size; larger samples tell whether that ends")
+    if value < FLAT:
+        return Finding(value, "hardly grows: a molecule cut into fragments, or structures that are not of one kind")
     if value < 1.0 - LINEAR:
         return Finding(value, "grows more slowly than the size: the ends of short samples still count")
     return Finding(value, "healthy: grows in proportion to the size")

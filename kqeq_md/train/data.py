@@ -52,13 +52,16 @@ class Frame:
     place: str = "a frame"
 
 
-def read_frames(files: Sequence[str | Path], keys: Keys, fragments: str | None = None) -> list[Frame]:
+def read_frames(
+    files: Sequence[str | Path], keys: Keys, fragments: str | None = None, labelled: bool = True
+) -> list[Frame]:
     """All frames of the files, in order.
 
     Args:
         files: extended XYZ.
         keys: names of labels.
         fragments: name of the array with molecule numbers, if they are wanted.
+        labelled: refuse a set without any labels.
 
     Raises:
         ConfigError: a file that is absent, unreadable or empty, a label that is not finite or has a wrong shape, or
@@ -72,7 +75,9 @@ def read_frames(files: Sequence[str | Path], keys: Keys, fragments: str | None =
                 frames.append(_frame(atoms, keys, fragments, place))
             except KqeqError as error:
                 raise ConfigError(f"{place}: {error}") from None
-    if all(f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames):
+    if labelled and all(
+        f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames
+    ):
         raise ConfigError(
             f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
             f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
