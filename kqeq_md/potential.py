@@ -219,11 +219,12 @@ class Potential:
             bonds = find_bonds(pairs, local.species_all, model.compliance, model.compliance_cutoff, halo)
             fixed = hold.reference
             reference = constraint.enforce(local.reference_charge) if fixed is None else fixed[order]
+        places = anchors(structure, hold)[order]
         while True:
             operator = self._electrostatics.at(ordered, species[order], self._neighbours)
             problem = Problem(
                 ordered, operator, self._neighbours, local.electronegativity, constraint, field,
-                anchors(structure, hold)[order], reference, bonds,
+                places, reference, bonds,
             )  # fmt: skip
             equilibrium = self._charges.solve(problem)
             if self._electrostatics.serves(equilibrium.charges):

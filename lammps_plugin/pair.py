@@ -114,8 +114,7 @@ class PairStyle:
             field=list(call.field),
         )
         want = ["forces", "charges"]
-        has_virial = self.potential.has_virial(structure)
-        want += ["virial"] if call.want_virial and has_virial else []
+        want += ["virial"] if call.want_virial and self.potential.has_virial(structure) else []
         want += ["energies"] if call.eatom else []
         try:
             result = self.potential.compute(structure, want=want)

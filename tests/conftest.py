@@ -17,6 +17,7 @@ from scipy.integrate import quad_vec
 from scipy.linalg import sqrtm
 from scipy.special import lpmv, spherical_in
 
+from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.kernel import normalise
@@ -386,3 +387,18 @@ def reference_data() -> Path:
     if not folder:
         pytest.skip("KQEQ_TEST_DATA is not set: it names the folder with reference data made elsewhere")
     return Path(folder)
+
+
+@pytest.fixture
+def iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each solution takes, in the order of the calls."""
+    counts: list[int] = []
+    solve = ChargeSolver.solve
+
+    def counted(*args: Any) -> Equilibrium:
+        out = solve(*args)
+        counts.append(out.iterations)
+        return out
+
+    monkeypatch.setattr(ChargeSolver, "solve", counted)
+    return counts

@@ -21,7 +21,6 @@ from kqeq_md.charges.conjugate_gradient import (
     residual_scale,
 )
 from kqeq_md.charges.constraints import Constraint, fragment_charges, total_charge
-from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
 from kqeq_md.charges.history import ChargeHistory, extrapolate
 from kqeq_md.charges.preconditioner import BUILD, RADIUS, Preconditioner, SparseInverse
 from kqeq_md.charges.stability import SOFTEST, check_stability
@@ -794,21 +793,6 @@ def test_a_refused_structure_leaves_no_trace(strong: Model, helpers: Any) -> Non
     with pytest.raises(ChargeError, match="`fragments` must be a whole number for each of 8 atoms, got 64"):
         used.compute(helpers.cluster())
     agree(used, here, **held)
-
-
-@pytest.fixture
-def iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What each solution takes, in the order of the calls."""
-    counts: list[int] = []
-    solve = ChargeSolver.solve
-
-    def counted(*args: Any) -> Equilibrium:
-        out = solve(*args)
-        counts.append(out.iterations)
-        return out
-
-    monkeypatch.setattr(ChargeSolver, "solve", counted)
-    return counts
 
 
 def test_following_steps_take_fewer_iterations(strong: Model, iterations: list[int], helpers: Any) -> None:

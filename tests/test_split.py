@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
+from kqeq_md.charges.equilibrate import Equilibrium
 from kqeq_md.charges.split import find_bonds
 from kqeq_md.electrostatics import coulomb
 from kqeq_md.electrostatics.direct import DirectCoulomb
@@ -514,21 +514,6 @@ def test_settings_may_change(water: Model, helpers: Any) -> None:
         seen.append(agree(used, frame(kind, 0, helpers, charge=charge, field=(field, 0, field))).energy)
     assert seen[-1] == pytest.approx(seen[0], abs=1e-9)
     assert len(np.unique(np.round(seen, 3))) == len(seen) - 1  # each setting counts
-
-
-@pytest.fixture
-def iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What each solution takes, in the order of the calls."""
-    counts: list[int] = []
-    solve = ChargeSolver.solve
-
-    def counted(*args: Any) -> Equilibrium:
-        out = solve(*args)
-        counts.append(out.iterations)
-        return out
-
-    monkeypatch.setattr(ChargeSolver, "solve", counted)
-    return counts
 
 
 def test_following_steps_take_fewer_iterations(water: Model, iterations: list[int], helpers: Any) -> None:

@@ -64,6 +64,26 @@ def beginning(
     return charges, induced, gradient
 
 
+def check_curvature(curvature: float, along: str) -> None:
+    """Refuse a direction along which the energy has no minimum.
+
+    Raises:
+        ChargeError: `curvature` is not positive, or not a number.
+    """
+    if not curvature > 0.0:
+        if not np.isfinite(curvature):
+            raise ChargeError("charges must be finite: look at the positions, the total charge and the field")
+        raise ChargeError(f"{INDEFINITE} (curvature {curvature:.3g} along a {along})")
+
+
+def correction_goal(roughness: float, size: float, target: float) -> tuple[float, bool]:
+    """How far a correction by the rough product is to go from a residual of `size`, and whether it is the last one:
+    whether what the rough product leaves is less than half of `target`."""
+    error = roughness * size
+    last = error <= 0.5 * target
+    return target - error if last else max(0.5 * target, 4.0 * error), last
+
+
 def conjugate_gradient(
     apply: Operator,
     precondition: Operator,
@@ -100,10 +120,7 @@ def conjugate_gradient(
         direction = steepest + (slope / previous) * direction
         response = apply(direction)
         curvature = float(direction @ response)
-        if not curvature > 0.0:
-            if not np.isfinite(curvature):
-                raise ChargeError("charges must be finite: look at the positions, the total charge and the field")
-            raise ChargeError(f"{INDEFINITE} (curvature {curvature:.3g} along a charge transfer)")
+        check_curvature(curvature, "charge transfer")
         step = slope / curvature
         charges = charges + step * direction
         induced = induced + step * response
@@ -136,9 +153,7 @@ def refined_conjugate_gradient(
     unchanged = constraint.homogeneous
     iterations = 0
     while not size <= target:
-        error = coulomb.roughness * size
-        last = error <= 0.5 * target
-        goal = target - error if last else max(0.5 * target, 4.0 * error)
+        goal, last = correction_goal(coulomb.roughness, size, target)
         step = conjugate_gradient(
             coulomb.apply_roughly, precondition, gradient, unchanged, np.zeros_like(charges), size, goal / size
         )

@@ -36,7 +36,7 @@ from numba import njit
 from scipy.linalg import LinAlgError, solve
 
 from kqeq_md.charges.cholesky import INDEFINITE
-from kqeq_md.charges.conjugate_gradient import ITERATIONS, ROUNDING
+from kqeq_md.charges.conjugate_gradient import ITERATIONS, ROUNDING, check_curvature, correction_goal
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.errors import ChargeError
 from kqeq_md.halo import Halo
@@ -236,9 +236,7 @@ def solve_split(
         target = max(tolerance * scale, rounding)
         if size <= target:
             return SplitSolution(charges, induced, driving, iterations)
-        error = roughness * size
-        last = error <= 0.5 * target
-        goal = target - error if last else max(0.5 * target, 4.0 * error)
+        goal, last = correction_goal(roughness, size, target)
         product = coulomb.apply_roughly if roughness > 0.0 else coulomb.apply
         step, response, taken = split_conjugate_gradient(product, bonds, residual, goal)
         driving = driving + step
@@ -271,10 +269,7 @@ def split_conjugate_gradient(
         flow = current + (slope / previous) * flow
         answer = product(flow)
         curvature = float(bonds.halo.sum(flow @ (direction + answer)))
-        if not curvature > 0.0:
-            if not np.isfinite(curvature):
-                raise ChargeError("charges must be finite: look at the positions, the total charge and the field")
-            raise ChargeError(f"{INDEFINITE} (curvature {curvature:.3g} along a flow)")
+        check_curvature(curvature, "flow")
         step = slope / curvature
         solution = solution + step * direction
         response = response + step * answer

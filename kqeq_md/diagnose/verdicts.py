@@ -59,22 +59,16 @@ def judge_charge_left(value: float | None) -> Finding:
     """Distance of a charge from the nearest integer, e."""
     if value is None:
         return Finding(value, "nothing to measure: there are no two pieces")
-    if value > LEAK:
-        return Finding(value, "leaks: separate pieces of matter share an electron", sick=True)
-    if value > WHOLE:
-        return Finding(value, f"a fraction of a charge is left, less than {LEAK:g} e")
-    return Finding(value, "healthy: whole charges")
+    little = f"a fraction of a charge is left, less than {LEAK:g} e"
+    return _judge_charge(value, LEAK, "leaks: separate pieces of matter share an electron", little, "whole charges")
 
 
 def judge_transfer(value: float | None) -> Finding:
     """Largest charge moved between separate copies, e."""
     if value is None:
         return Finding(value, "nothing to measure: there are no two copies")
-    if value > MOVED:
-        return Finding(value, "leaks in a field: charge crosses empty space", sick=True)
-    if value > WHOLE:
-        return Finding(value, f"a little charge crosses empty space, less than {MOVED:g} e")
-    return Finding(value, "healthy: molecules keep their charges")
+    leaks, little = "leaks in a field: charge crosses empty space", "a little charge crosses empty space"
+    return _judge_charge(value, MOVED, leaks, f"{little}, less than {MOVED:g} e", "molecules keep their charges")
 
 
 def judge_eigenvalue(value: float | None) -> Finding:
@@ -92,8 +86,14 @@ def judge_molecules(value: float | None) -> Finding:
     """Largest distance of a molecule's charge from an integer, e."""
     if value is None:
         return Finding(value, "nothing to measure")
-    if value > LEAK:
-        return Finding(value, "leaks: molecules hold fractions of an electron", sick=True)
+    little = f"molecules exchange less than {LEAK:g} e"
+    return _judge_charge(value, LEAK, "leaks: molecules hold fractions of an electron", little, "whole charges")
+
+
+def _judge_charge(value: float, bound: float, leaks: str, little: str, healthy: str) -> Finding:
+    """A charge where there should be none: a disease above `bound`, nothing below WHOLE, e."""
+    if value > bound:
+        return Finding(value, leaks, sick=True)
     if value > WHOLE:
-        return Finding(value, f"molecules exchange less than {LEAK:g} e")
-    return Finding(value, "healthy: whole charges")
+        return Finding(value, little)
+    return Finding(value, f"healthy: {healthy}")
