@@ -19,7 +19,7 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.diagnose.measurements import charge_left, exponent, field_transfer, net_charges, polarizability
 from kqeq_md.diagnose.plots import STYLES
 from kqeq_md.diagnose.samples import Sample, copies, cut, longest_axis
-from kqeq_md.model import Model
+from kqeq_md.model import Model, SoapTerm
 from kqeq_md.quiet import quietly
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -43,15 +43,10 @@ def generic_model() -> Model:
     n, soap = len(ELEMENTS), SoapParameters(cutoff=3.0, n_max=1, l_max=0)
     return Model(
         species=tuple(ELEMENTS),
-        soap=soap,
-        zeta=1,
-        sparse_points=(np.ones((1, Descriptor.size_for(soap, n))),) * n,
-        weights=(np.zeros((1, 2)),) * n,
+        terms=(SoapTerm(soap, 1, (np.empty((0, Descriptor.size_for(soap, n))),) * n, (np.empty((0, 2)),) * n),),
         hardness=self_interaction - COULOMB_CONSTANT / (sqrt(pi) * width),
         gaussian_width=width,
         electronegativity_offset=electronegativity,
-        atom_energy=np.zeros(n),
-        repulsion_radius=np.zeros(n),
     )
 
 

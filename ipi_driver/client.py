@@ -31,7 +31,7 @@ from kqeq_md.ipi_driver.protocol import (
     encode_result,
     read_exactly,
 )
-from kqeq_md.potential import NO_VIRIAL, Potential
+from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
 from kqeq_md.quiet import quietly
 from kqeq_md.structure import Result, Structure
 
@@ -144,16 +144,18 @@ def _prepare(arguments: argparse.Namespace) -> Evaluation:
     Raises:
         KqeqError: the model, the template or the field is refused.
     """
-    potential = Potential(arguments.model)
+    potential = Potential(arguments.model, threads=arguments.threads)
     atoms = read_template(arguments.template, arguments.pbc)
     template = structure_from_atoms(atoms, arguments.charge, arguments.efield)
     evaluate = Evaluation(potential, template)
     # with a potential of its own, so that the first step starts from nothing, as in any other engine
-    trial = Evaluation(Potential(potential.model), template)
+    trial = Evaluation(Potential(potential.model, threads=potential.threads), template)
     with quietly():  # what is to be warned of is warned of in the first step
         result = trial.evaluate(Request(cell=template.cell, positions=template.positions))
     logger.info("%d atoms, boundary: %s, charge %g e", len(template), template.boundary, template.charge)
-    if result.dipole is None:
+    if not potential.has_charges:
+        logger.warning("%s", NO_SUCH_CHARGES)
+    elif result.dipole is None:
         logger.warning("no dipole in the extras: it has no meaning for a cell whose charges flow freely")
     if result.virial is None:
         logger.warning("%s: i-PI gets nan, and the cell has to stay", NO_VIRIAL)
@@ -216,6 +218,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line; address, port and prefix default to i-PI's own defaults."""
     parser = _Parser(
@@ -258,6 +266,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="periodic or open boundaries, instead of the template's: "
         "i-PI always sends a cell, so the driver cannot tell from that",
     )
+    add("--threads", type=_threads, metavar="N", help="how many work at once (default: KQEQ_NUM_THREADS, or all cores)")
     add("--wait", type=_seconds, default=60.0, metavar="SECONDS", help="time to wait for i-PI (default: 60)")
     add("-v", "--verbose", action="store_true", help="say what happens")
     return parser

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.errors import ChargeError, FieldError, KqeqError
 from kqeq_md.model import Model
-from kqeq_md.potential import Potential
+from kqeq_md.potential import NO_SUCH_CHARGES, Potential
 from kqeq_md.response import response
 from kqeq_md.structure import Floats, Structure
 
@@ -51,7 +51,7 @@ class KQEq(Calculator):
         charges: how charge flows, "qeq", "fragments" or "split"; by default as the model was trained.
         fragments: as in `Potential`, or the name of an array of the atoms that holds molecule numbers (`mol-id` where
             ASE has read a LAMMPS data file).
-        fragment_charges, reference_charges: as in `Potential`.
+        fragment_charges, reference_charges, threads: as in `Potential`.
 
     Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, and for slabs whose `atoms.cell` has a
     vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
@@ -86,6 +86,7 @@ class KQEq(Calculator):
         fragments: str | ArrayLike | Sequence[ArrayLike] | None = None,
         fragment_charges: ArrayLike | None = None,
         reference_charges: Mapping[str, float] | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
         self._array = fragments if isinstance(fragments, str) and fragments != CONNECTIVITY else None
@@ -93,7 +94,7 @@ class KQEq(Calculator):
         # an array of the atoms is known once there are atoms; until then its name stands for any fragments
         given = CONNECTIVITY if self._array is not None else fragments
         self.potential = Potential(
-            model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges
+            model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges, threads
         )
         self.set(charge=charge, field=field)
 
@@ -151,6 +152,9 @@ class KQEq(Calculator):
                 if structure.boundary == "slab"
                 else "`stress` needs a periodic cell"
             )
+        without = [name for name in ("charges", "dipole", *RESPONSES) if name in wanted]
+        if without and not self.potential.has_charges:
+            raise PropertyNotImplementedError(f"`{without[0]}` is not defined: {NO_SUCH_CHARGES}")
         result = self.potential.compute(structure)
         if "stress" in wanted and result.virial is None:
             raise PropertyNotImplementedError(
@@ -167,8 +171,9 @@ class KQEq(Calculator):
             "free_energy": result.energy,
             "energies": result.energies,
             "forces": result.forces,
-            "charges": result.charges,
         }
+        if self.potential.has_charges:
+            self.results["charges"] = result.charges
         if result.virial is not None and has_volume:
             stress = -result.virial / structure.volume
             self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

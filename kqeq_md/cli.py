@@ -8,23 +8,26 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kqeq_md import __version__
 from kqeq_md.errors import KqeqError
-from kqeq_md.threads import one_blas_thread
+from kqeq_md.threads import kernel_threads, start_with_one_blas_thread
 
 if TYPE_CHECKING:
+    from kqeq_md.model import Model, SoapTerm
     from kqeq_md.structure import Structure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; 0 on success, 1 where `check` fails, 2 for an error in the input (one line on stderr)."""
-    one_blas_thread()  # the fit has threads of its own
+    start_with_one_blas_thread()  # the fit has threads of its own
     logging.basicConfig(format="kqeq: %(levelname)s: %(message)s", level=logging.WARNING)
     arguments = _parser().parse_args(argv)
     try:
+        _set_threads(getattr(arguments, "threads", None))
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status
@@ -49,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model", description="Train a model from a TOML configuration.")
     train.add_argument("config", metavar="CONFIG.toml")
     train.add_argument("-o", "--output", metavar="MODEL.kqeq", required=True, type=Path)
+    _add_threads(train)
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
@@ -62,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--response", action="store_true", help="the mean polarizability too")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, in eV, eV/A, e, e A")
+    _add_threads(evaluate)
     evaluate.set_defaults(run=_eval)
 
     diagnose = commands.add_parser(
@@ -78,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument(
         "--fragment-charges", metavar='"Q1 Q2"', help="of the two pieces that are pulled apart, e (default neutral)"
     )
+    _add_threads(diagnose)
     diagnose.set_defaults(run=_diagnose)
 
     info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
@@ -92,7 +98,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("model", metavar="MODEL.kqeq")
     check.add_argument("--json", action="store_true")
+    _add_threads(check)
     check.set_defaults(run=_check)
+
+    gap = commands.add_parser(
+        "import-gap",
+        help="a QUIP GAP as a model",
+        description="Write the model of a QUIP GAP XML file (soap, distance_2b and energies per element; its files of "
+        "sparse points lie beside it): a short-range potential without charges for LAMMPS, i-PI and ASE.",
+    )
+    gap.add_argument("gap", metavar="GAP.xml", type=Path)
+    gap.add_argument("-o", "--output", metavar="MODEL.kqeq", required=True, type=Path)
+    gap.add_argument(
+        "--low-rank", metavar="STRUCTURES", help="add a fast kernel of low rank, with forces within 1e-4 on these"
+    )
+    gap.set_defaults(run=_import_gap)
 
     demo = commands.add_parser(
         "demo",
@@ -102,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", metavar="FOLDER", default="kqeq_demo", type=Path)
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", metavar="N", type=int, help="how many work at once (default: KQEQ_NUM_THREADS, "
+                         "or all cores)")  # fmt: skip
+
+
+def _set_threads(threads: int | None) -> None:
+    """For everything that this process computes."""
+    if threads is not None:
+        os.environ["KQEQ_NUM_THREADS"] = str(kernel_threads(threads))
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -198,7 +229,7 @@ def _structures(file: str) -> list[Structure]:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from kqeq_md.model import load_model, model_header
+    from kqeq_md.model import NO_CHARGES, load_model, model_header
     from kqeq_md.train.report import QUANTITIES
 
     model = load_model(arguments.model)
@@ -206,15 +237,17 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(header, indent=1))
         return 0
-    print(f"{arguments.model}: kQEq model, format {header['version']}")
+    kind = "short-range potential without charges" if model.charges == NO_CHARGES else "kQEq model"
+    print(f"{arguments.model}: {kind}, format {header['version']}")
     print(f"species           {', '.join(model.species)}")
-    for name, value in header["soap"].items():
-        print(f"{name:<18}{value:g}")
-    print(f"zeta              {model.zeta}")
-    for symbol, points, hardness, width in zip(
-        model.species, model.sparse_points, model.hardness, model.gaussian_width, strict=True
-    ):
-        print(f"{symbol:<18}{len(points)} sparse points, hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
+    for term in model.terms:
+        _print_term(model.species, term)
+    for pair in model.pair_terms:
+        elements = "-".join(model.species[index] for index in pair.species)
+        print(f"{elements:<18}pair term of {len(pair.points)} points, cutoff {pair.cutoff:g} A")
+    if model.charges != NO_CHARGES:
+        for symbol, hardness, width in zip(model.species, model.hardness, model.gaussian_width, strict=True):
+            print(f"{symbol:<18}hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
     learned = ", learned reference charges" if model.learned_reference else ""
     print(f"{'charges':<18}{model.charges}{learned}")
     for name, table in model.training.get("errors", {}).items():
@@ -225,6 +258,42 @@ def _info(arguments: argparse.Namespace) -> int:
     if model.training.get("level_determined") is False:
         print("ionisation energies are undetermined (total charge followed from composition in all training frames)")
     return 0
+
+
+def _print_term(species: Sequence[str], term: SoapTerm) -> None:
+    for name, value in vars(term.soap).items():
+        print(f"{name:<18}{value if isinstance(value, str) else format(value, 'g')}")
+    print(f"zeta              {term.zeta:g}")
+    for element, symbol in enumerate(species):
+        low = f", low rank {len(term.low_rank.points[element])}" if term.low_rank is not None else ""
+        print(f"{symbol:<18}{len(term.sparse_points[element])} sparse points{low}")
+
+
+def _import_gap(arguments: argparse.Namespace) -> int:
+    from kqeq_md.gap_import import import_gap
+    from kqeq_md.model import save_model
+
+    _check_output(arguments.output)
+    model = import_gap(arguments.gap)
+    if arguments.low_rank is not None:
+        model = _with_low_rank(model, _structures(arguments.low_rank))
+    save_model(model, arguments.output)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def _with_low_rank(model: Model, structures: list[Structure]) -> Model:
+    from kqeq_md.compression import LARGEST_FORCE_ERROR, compress, forces_on
+
+    compressed = compress(model, forces_on(structures))
+    if compressed.force_error is None:
+        raise KqeqError(
+            f"`--low-rank` needs a kernel with zeta = 2 that changes forces by less than {LARGEST_FORCE_ERROR:g} of "
+            "them on the structures given; this model has none"
+        )
+    print(f"low rank: forces change by {compressed.force_error:.1e} of their rms")
+    training = {**compressed.model.training, "low_rank_force_error": compressed.force_error}
+    return replace(compressed.model, training=training)
 
 
 def _check(arguments: argparse.Namespace) -> int:

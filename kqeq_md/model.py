@@ -11,28 +11,37 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
-from kqeq_md.errors import KqeqError, ModelError
+from kqeq_md.errors import ConfigError, KqeqError, ModelError
+from kqeq_md.kernel import SparseKernel
+from kqeq_md.pair_potential import PairTerm
 from kqeq_md.structure import Floats, Structure
 
 FORMAT = "kqeq"
-VERSION = 2
+VERSION = 3
 UNITS = {"energy": "eV", "length": "Angstrom", "charge": "e", "field": "V/Angstrom"}
 PER_SPECIES = (
     "hardness", "gaussian_width", "electronegativity_offset", "atom_energy", "repulsion_radius", "reference_charge",
 )  # fmt: skip
 
+PAIR_NUMBERS = ("species", "length", "cutoff", "cutoff_width")
 PER_PAIR = ("compliance", "compliance_cutoff")
 RECORDS = ("training", "reference", "fragment")
+
+NO_CHARGES = "none"
+"""`Model.charges` of a model that is nothing but a short-range potential."""
+
+LARGEST_ZETA = 100.0
 
 LARGEST_COMPLIANCE = 1e6
 """e^2/eV. Beyond it a bond is a wire, and rounding all that is left of its resistance."""
@@ -57,45 +66,62 @@ def usual_compliance(species: Sequence[str]) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True)
+class SoapTerm:
+    """A sparse kernel on the power spectrum of all elements.
+
+    Attributes:
+        soap: hyperparameters of the power spectrum.
+        zeta: exponent of the kernel.
+        sparse_points: unit power spectra per species, shapes (m, size); m may be 0.
+        weights: per species, shape (m, 2) or (m, 3): column 0 electronegativity (eV/e), column 1 short-range energy
+            (eV), column 2 the learned part of the reference charge of split charges (e); shape (m, 1), the energy
+            alone, in a model without charges.
+        low_rank: the kernel of low rank that stands for it (`kernel.py`), None if there is none.
+    """
+
+    soap: SoapParameters
+    zeta: float
+    sparse_points: tuple[Floats, ...]
+    weights: tuple[Floats, ...]
+    low_rank: SparseKernel | None = None
+
+
+@dataclass(frozen=True)
 class Model:
-    """A trained kQEq + short-range model. Arrays per species follow the order of `species`.
+    """A trained kQEq + short-range model. Arrays per species follow the order of `species`; zeros if they are None.
 
     Attributes:
         species: element symbols.
-        soap: hyperparameters of the power spectrum.
-        zeta: exponent of the kernel.
-        sparse_points: unit power spectra per species, shapes (m, size).
-        weights: per species, shape (m, 2) or (m, 3): column 0 electronegativity (eV/e), column 1 short-range energy
-            (eV), column 2 the learned part of the reference charge of split charges (e).
+        terms: kernels, which add up; electronegativity and short range share each of them.
         hardness: eta, eV/e^2.
         gaussian_width: s, standard deviation of the atomic charge, Angstrom.
         electronegativity_offset: added to the kernel's electronegativity, eV/e.
         atom_energy: added to the kernel's short-range energy, eV.
         repulsion_radius: r_i; two atoms repel (Ziegler-Biersack-Littmark) below r_i + r_j, Angstrom.
-        reference_charge: q0 of split charges, added to the kernel's, e; zeros if None.
-        charges: the charge model that it was trained for: "qeq", "fragments" or "split".
+        reference_charge: q0 of split charges, added to the kernel's, e.
+        charges: the charge model that it was trained for: "qeq", "fragments" or "split"; "none" for a potential
+            without charges.
         compliance: c0 of split charges for each two elements, e^2/eV, shape (n, n); `usual_compliance` if None.
         compliance_cutoff: r_c of split charges for each two elements, Angstrom, shape (n, n), or one number for all;
             `usual_compliance` if None.
+        pair_terms: energies of pairs of elements, which add up.
         training: how the model came about: data, seed, errors (JSON).
         reference: a structure and its results (JSON), empty until `reference.py` fills it.
         fragment: a small neutral structure of the training set for `kqeq diagnose` (JSON), empty if there was none.
     """
 
     species: tuple[str, ...]
-    soap: SoapParameters
-    zeta: int
-    sparse_points: tuple[Floats, ...]
-    weights: tuple[Floats, ...]
-    hardness: Floats
-    gaussian_width: Floats
-    electronegativity_offset: Floats
-    atom_energy: Floats
-    repulsion_radius: Floats
+    terms: tuple[SoapTerm, ...]
+    hardness: Floats = None  # type: ignore[assignment]
+    gaussian_width: Floats = None  # type: ignore[assignment]
+    electronegativity_offset: Floats = None  # type: ignore[assignment]
+    atom_energy: Floats = None  # type: ignore[assignment]
+    repulsion_radius: Floats = None  # type: ignore[assignment]
     reference_charge: Floats = None  # type: ignore[assignment]
     charges: str = "qeq"
     compliance: Floats = None  # type: ignore[assignment]
     compliance_cutoff: Floats = None  # type: ignore[assignment]
+    pair_terms: tuple[PairTerm, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
     fragment: Mapping[str, Any] = field(default_factory=dict)
@@ -107,25 +133,27 @@ class Model:
         unknown = [symbol for symbol in self.species if symbol not in ATOMIC_NUMBERS]
         if unknown:
             raise ModelError(f"`species` must be element symbols, got {unknown[0]!r}")
-        if self.zeta < 1:
-            raise ModelError(f"`zeta` must be at least 1, got {self.zeta}")
-        if self.reference_charge is None:
-            object.__setattr__(self, "reference_charge", np.zeros(n))
-        for name, usual in zip(PER_PAIR, usual_compliance(self.species), strict=True):
-            given = getattr(self, name)
-            table = usual if given is None else np.full((n, n), given) if np.ndim(given) == 0 else given
-            object.__setattr__(self, name, table)
+        if self.charges not in (*CHARGE_MODELS, NO_CHARGES):
+            raise ModelError(f"`charges` must be {', '.join(CHARGE_MODELS)} or {NO_CHARGES}, got {self.charges!r}")
+        self._validate_species()
+        self._validate_split()
+        self._validate_terms()
+        self._validate_fragment()
+
+    def _validate_species(self) -> None:
+        n = len(self.species)
         for name in PER_SPECIES:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(n))
             values = getattr(self, name)
             if np.shape(values) != (n,) or not np.isfinite(values).all():
                 raise ModelError(f"`{name}` must be {n} finite numbers, got {np.asarray(values).tolist()}")
-        for name, least in (("gaussian_width", "positive"), ("repulsion_radius", "not negative")):
+        smeared = self.charges != NO_CHARGES
+        for name, positive in (("gaussian_width", smeared), ("repulsion_radius", False)):
             for symbol, value in zip(self.species, getattr(self, name), strict=True):
-                if value < 0 or (value == 0 and least == "positive"):
-                    raise ModelError(f"`{name}` must be {least}, got {value} for {symbol}")
-        self._validate_split()
-        self._validate_kernel()
-        self._validate_fragment()
+                if value < 0 or (value == 0 and positive):
+                    rule = "positive" if positive else "not negative"
+                    raise ModelError(f"`{name}` must be {rule}, got {value} for {symbol}")
 
     def _validate_fragment(self) -> None:
         if not self.fragment:
@@ -137,8 +165,10 @@ class Model:
 
     def _validate_split(self) -> None:
         n = len(self.species)
-        if self.charges not in CHARGE_MODELS:
-            raise ModelError(f"`charges` must be {', '.join(CHARGE_MODELS)}, got {self.charges!r}")
+        for name, usual in zip(PER_PAIR, usual_compliance(self.species), strict=True):
+            given = getattr(self, name)
+            table = usual if given is None else np.full((n, n), given) if np.ndim(given) == 0 else given
+            object.__setattr__(self, name, table)
         for name, low, high in zip(PER_PAIR, (0.0, SHORTEST_BOND), (LARGEST_COMPLIANCE, LONGEST_BOND), strict=True):
             table = np.asarray(getattr(self, name))
             good = table.shape == (n, n) and ((table >= low) & (table <= high)).all() and np.array_equal(table, table.T)
@@ -148,28 +178,59 @@ class Model:
                     f"got {table.tolist()}"
                 )
 
-    def _validate_kernel(self) -> None:
-        size = Descriptor.size_for(self.soap, len(self.species))
-        columns_of_weights = self.weights[0].shape[-1] if len(self.weights) > 0 else 2
-        if columns_of_weights not in (2, 3):
-            raise ModelError(f"`weights` must have 2 or 3 columns, got {columns_of_weights}")
-        for name, columns in (("sparse_points", size), ("weights", columns_of_weights)):
-            arrays = getattr(self, name)
+    def _validate_terms(self) -> None:
+        if not self.terms and (self.charges != NO_CHARGES or not self.pair_terms):
+            raise ModelError("`terms` must hold at least one kernel, got none")
+        allowed = (1,) if self.charges == NO_CHARGES else (2, 3)
+        if self.terms and self.columns not in allowed:
+            raise ModelError(f"`weights` must have {' or '.join(map(str, allowed))} columns, got {self.columns}")
+        for term in self.terms:
+            if not 1.0 <= term.zeta <= LARGEST_ZETA:
+                raise ModelError(f"`zeta` must lie between 1 and {LARGEST_ZETA:g}, got {term.zeta}")
+            self._validate_kernel("sparse_points", "weights", term.soap, term.sparse_points, term.weights)
+            if (low := term.low_rank) is not None:
+                self._validate_kernel("low_rank_points", "low_rank_weights", term.soap, low.points, low.weights)
+        for pair in self.pair_terms:
+            if not all(0 <= index < len(self.species) for index in pair.species):
+                raise ModelError(f"`species` of a pair term must be indices of elements, got {pair.species}")
+
+    def _validate_kernel(
+        self, name_of_points: str, name_of_weights: str, soap: SoapParameters,
+        points: tuple[Floats, ...], weights: tuple[Floats, ...],
+    ) -> None:  # fmt: skip
+        size = Descriptor.size_for(soap, len(self.species))
+        for name, arrays, columns in ((name_of_points, points, size), (name_of_weights, weights, self.columns)):
             if len(arrays) != len(self.species):
                 raise ModelError(f"`{name}` must be one array per species, got {len(arrays)}")
-            for symbol, array, partner in zip(self.species, arrays, self.sparse_points, strict=True):
+            for symbol, array, partner in zip(self.species, arrays, points, strict=True):
                 if array.shape != (len(partner), columns) or not np.isfinite(array).all():
                     raise ModelError(f"`{name}` of {symbol} must be finite, shape (m, {columns}), got {array.shape}")
 
     @property
     def cutoff(self) -> float:
-        """Range of the descriptor and the repulsion, Angstrom."""
-        return max(self.soap.cutoff, 2.0 * float(self.repulsion_radius.max()))
+        """Range of the descriptors, the repulsion and the pair terms, Angstrom."""
+        ranges = [*(term.soap.cutoff for term in self.terms), *(pair.cutoff for pair in self.pair_terms)]
+        return max(2.0 * float(self.repulsion_radius.max()), *ranges)
+
+    @property
+    def columns(self) -> int:
+        """How many columns the weights have."""
+        return int(self.terms[0].weights[0].shape[-1]) if self.terms and self.terms[0].weights else 1
+
+    @property
+    def energy_column(self) -> int:
+        """The column of the short-range energy."""
+        return 0 if self.charges == NO_CHARGES else 1
 
     @property
     def learned_reference(self) -> bool:
         """True if the kernel has its part in the reference charges of split charges."""
-        return self.weights[0].shape[1] == 3
+        return self.columns == 3
+
+    def with_weights(self, weights: Sequence[Floats]) -> Model:
+        """The same model with other weights of its only term, per species, and no kernel of low rank."""
+        (term,) = self.terms
+        return replace(self, terms=(replace(term, weights=tuple(weights), low_rank=None),))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -184,8 +245,11 @@ def model_header(model: Model) -> dict[str, Any]:
         "version": VERSION,
         "units": UNITS,
         "species": list(model.species),
-        "soap": asdict(model.soap),
-        "zeta": model.zeta,
+        "terms": [
+            {"soap": asdict(term.soap), "zeta": term.zeta, "low_rank": term.low_rank is not None}
+            for term in model.terms
+        ],
+        "pair_terms": [{name: getattr(pair, name) for name in PAIR_NUMBERS} for pair in model.pair_terms],
         **{name: getattr(model, name).tolist() for name in (*PER_SPECIES, *PER_PAIR)},
         "charges": model.charges,
         **{name: dict(getattr(model, name)) for name in RECORDS},
@@ -197,10 +261,29 @@ def save_model(model: Model, path: str | Path) -> None:
     header = model_header(model)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, "header.json", json.dumps(header, indent=1, sort_keys=True).encode())
-        for symbol, points, weights in zip(model.species, model.sparse_points, model.weights, strict=True):
-            # float32: training rounds the sparse points before it fits, so nothing is lost
-            _write(archive, f"sparse_points_{symbol}.npy", _npy(points.astype(np.float32)))
-            _write(archive, f"weights_{symbol}.npy", _npy(weights))
+        for index, term in enumerate(model.terms):
+            for name, arrays in _arrays_of(term).items():
+                for symbol, array in zip(model.species, arrays, strict=True):
+                    _write(archive, _file_of(name, symbol, index), _npy(array))
+        for index, pair in enumerate(model.pair_terms):
+            for name in ("points", "weights"):
+                _write(archive, f"pair_{name}_{index}.npy", _npy(getattr(pair, name)))
+
+
+def _arrays_of(term: SoapTerm) -> dict[str, tuple[NDArray[np.floating], ...]]:
+    """The arrays of a term by their names in the file; sparse points in single precision where nothing is lost."""
+    single = tuple(p.astype(np.float32) for p in term.sparse_points)
+    lossless = all(np.array_equal(a, b) for a, b in zip(single, term.sparse_points, strict=True))
+    points = single if lossless else term.sparse_points
+    arrays: dict[str, tuple[NDArray[np.floating], ...]] = {"sparse_points": points, "weights": term.weights}
+    if term.low_rank is not None:
+        arrays |= {"low_rank_points": term.low_rank.points, "low_rank_weights": term.low_rank.weights}
+    return arrays
+
+
+def _file_of(name: str, symbol: str, index: int) -> str:
+    """Where an array of one species and one term stands in the archive: the first term's have no number."""
+    return f"{name}_{symbol}_{index}.npy" if index else f"{name}_{symbol}.npy"
 
 
 def _npy(array: np.ndarray[Any, Any]) -> bytes:
@@ -271,25 +354,39 @@ def _migrated(header: dict[str, Any]) -> dict[str, Any]:
             "fragment": {},
         }
         header = {**header, **added, "version": 2}
+    if header["version"] == 2:  # one kernel without low rank, no pair terms
+        term = {"soap": header["soap"], "zeta": header["zeta"], "low_rank": False}
+        header = {**header, "terms": [term], "pair_terms": [], "version": 3}
     return header
 
 
 def _model(archive: zipfile.ZipFile, header: Mapping[str, Any]) -> Model:
-    def array(name: str) -> Floats:
-        with archive.open(f"{name}.npy") as stream:
+    def array(file: str) -> Floats:
+        with archive.open(file) as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float64)
 
-    try:
-        soap = SoapParameters(**header["soap"])
-    except KqeqError as error:
-        raise ModelError(str(error)) from None
+    def arrays(name: str, index: int) -> tuple[Floats, ...]:
+        return tuple(array(_file_of(name, symbol, index)) for symbol in header["species"])
+
+    def term(index: int, record: Mapping[str, Any]) -> SoapTerm:
+        low = None
+        if record["low_rank"]:
+            low = SparseKernel(arrays("low_rank_points", index), arrays("low_rank_weights", index))
+        soap = SoapParameters(**record["soap"])
+        return SoapTerm(soap, record["zeta"], arrays("sparse_points", index), arrays("weights", index), low)
+
+    def pair_term(index: int, record: Mapping[str, Any]) -> PairTerm:
+        numbers = {name: record[name] for name in PAIR_NUMBERS} | {"species": tuple(record["species"])}
+        return PairTerm(points=array(f"pair_points_{index}.npy"), weights=array(f"pair_weights_{index}.npy"), **numbers)
+
     plain: dict[str, Any] = {name: header[name] for name in ("charges", *RECORDS)}
     plain |= {name: np.array(header[name], dtype=np.float64) for name in (*PER_SPECIES, *PER_PAIR)}
-    return Model(
-        species=tuple(header["species"]),
-        soap=soap,
-        zeta=int(header["zeta"]),
-        sparse_points=tuple(array(f"sparse_points_{symbol}") for symbol in header["species"]),
-        weights=tuple(array(f"weights_{symbol}") for symbol in header["species"]),
-        **plain,
-    )
+    try:
+        return Model(
+            species=tuple(header["species"]),
+            terms=tuple(term(index, record) for index, record in enumerate(header["terms"])),
+            pair_terms=tuple(pair_term(index, record) for index, record in enumerate(header["pair_terms"])),
+            **plain,
+        )
+    except ConfigError as error:  # of the hyperparameters
+        raise ModelError(str(error)) from None

@@ -15,11 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kqeq_md.errors import KqeqError, StructureError
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.pair_search import Ints, Rows, Shifts, half_list, images_within, sort_into_bins
 from kqeq_md.structure import Floats, Structure
 
@@ -66,11 +65,7 @@ class Pairs:
 
     def scatter(self, gradient_pc: Floats, n_all: int) -> Floats:
         """dE/dR from dE/d(pair vectors): minus on the centre, plus on the neighbour; shape (n_all, 3)."""
-        out = np.empty((n_all, 3))
-        for c in range(3):
-            out[:, c] = np.bincount(self.neighbour, gradient_pc[:, c], minlength=n_all)
-            out[:, c] -= np.bincount(self.centre, gradient_pc[:, c], minlength=n_all)
-        return out
+        return scatter_gradient(self.first, self.neighbour, gradient_pc, n_all)
 
 
 def find_pairs(structure: Structure, cutoff: float) -> Pairs:
@@ -255,7 +250,7 @@ def wrap(positions: Floats, lattice: Floats, pbc: tuple[bool, ...]) -> tuple[Flo
     return positions - cells @ lattice, fractions - cells
 
 
-@njit(**JIT)
+@compiled
 def follow(
     now: Floats, lattice: Floats, inverse: Floats, periodic: NDArray[np.bool_], fractions: Floats, positions: Floats
 ) -> tuple[float, float]:
@@ -287,7 +282,7 @@ def follow(
     return np.sqrt(largest), np.sqrt(second)
 
 
-@njit(**JIT)
+@compiled
 def place_images(positions: Floats, owner: Rows, shifts: Shifts, lattice: Floats) -> None:
     """R_owner + S.cell into the rows of the images."""
     n = len(owner) - len(shifts)
@@ -298,7 +293,7 @@ def place_images(positions: Floats, owner: Rows, shifts: Shifts, lattice: Floats
             )
 
 
-@njit(**JIT)
+@compiled
 def directed_pairs(
     first: Ints, neighbour: Rows, owner: Rows, positions: Floats, cutoff: float,
     free: Ints, directed: Ints, vectors: Floats,
@@ -328,3 +323,15 @@ def directed_pairs(
             free[i] += 1
             free[j] += 1
     return np.sqrt(shortest), i_shortest, j_shortest
+
+
+@compiled
+def scatter_gradient(first: Ints, neighbour: Ints, gradient: Floats, n_all: int) -> Floats:
+    """dE/dR, shape (n_all, 3), from dE/d(R_neighbour - R_centre), shape (n_pairs, 3)."""
+    out = np.zeros((n_all, 3))
+    for i in range(len(first) - 1):
+        for pair in range(first[i], first[i + 1]):
+            for a in range(3):
+                out[i, a] -= gradient[pair, a]
+                out[neighbour[pair], a] += gradient[pair, a]
+    return out

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kqeq_md.errors import StructureError
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]
@@ -116,7 +115,7 @@ def half_list(positions: Floats, n: int, reach: float, cell: Floats) -> tuple[In
     return first, neighbour
 
 
-@njit(**JIT)
+@compiled
 def images_in_box(
     atoms: Floats, fractions: Floats, lattice: Floats, most: Ints,
     low: Floats, high: Floats, box_low: Floats, box_high: Floats, reach: float, owner: Rows, shifts: Shifts,
@@ -150,7 +149,7 @@ def images_in_box(
     return count
 
 
-@njit(**JIT)
+@compiled
 def pairs_in_bins(
     key: Ints, row: Rows, points: Floats, shape: Ints, span: Ints, reach: float, first: Ints, neighbour: Rows
 ) -> None:
@@ -181,7 +180,7 @@ def pairs_in_bins(
         begin = end
 
 
-@njit(**JIT)
+@compiled
 def columns_around(key_i: int, key: Ints, shape: Ints, span: Ints, starts: Ints, ends: Ints) -> int:
     """Ranges of points in the bins up to `span` from bin `key_i`, one for each column along z that is not empty."""
     z = key_i % shape[2]
@@ -199,7 +198,7 @@ def columns_around(key_i: int, key: Ints, shape: Ints, span: Ints, starts: Ints,
     return columns
 
 
-@njit(**JIT)
+@compiled
 def later_rows_within(
     k: int, i: int, row: Rows, points: Floats, reach: float, starts: Ints, ends: Ints, found: Rows
 ) -> int:

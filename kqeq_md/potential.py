@@ -1,6 +1,8 @@
 """Energy, forces, virial and charges of a structure: the one way through the package.
 
 structure -> pairs -> power spectrum -> kernels -> chi, E_short -> charges, E -> reverse pass -> forces, virial
+
+A model without charges (an imported potential) goes the same way past the charges.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ from kqeq_md.charges.field import anchors, effective_field, has_dipole, has_stre
 from kqeq_md.charges.leaks import LeakWatch
 from kqeq_md.charges.preconditioner import RADIUS
 from kqeq_md.charges.split import find_bonds
-from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.halo import SERIAL, Halo, OrderedHalo
-from kqeq_md.local_part import LocalPart
-from kqeq_md.model import Model, load_model
+from kqeq_md.local_part import LocalKernels, LocalPart
+from kqeq_md.model import NO_CHARGES, Model, load_model
 from kqeq_md.neighbours import NeighbourList, Pairs
+from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats, Result, Structure
-from kqeq_md.threads import kernel_threads
+from kqeq_md.threads import kernel_threads, one_blas_thread
 
 log = logging.getLogger("kqeq_md")
 
@@ -44,8 +46,12 @@ NO_VIRIAL = (
     "along a periodic axis: the energy depends on which of their images are written down"
 )
 
+NO_SUCH_CHARGES = "the model has no charges: it is nothing but a short-range potential"
+
 NEARLY_HALF = 0.45
 """Of a lattice vector: bonds of fragments that long are warned of in a field."""
+
+KERNELS = ("low_rank", "exact")
 
 ROUGHEST = 0.1
 """eV/Angstrom. Errors beyond it are those of no force field."""
@@ -74,9 +80,12 @@ class Potential:
             where they are neutral, or where there is only one.
         reference_charges: q0 of elements for split charges, e, instead of the model's; elements that are not named
             have 0.
+        kernel: "exact", the kernel of the sparse points, or "low_rank"; None for the low rank if the model has one.
+        threads: how many work at once, at most one for each core; None for the environment's number, or what the
+            scheduler gives (`threads.kernel_threads`). Results differ by rounding alone.
 
     Raises:
-        KqeqError: accuracy, tolerance or vacuum out of range.
+        KqeqError: accuracy, tolerance, vacuum or threads out of range.
         ChargeError: charges, fragments or reference charges that do not go together.
         ModelError: the file cannot be read.
     """
@@ -91,6 +100,8 @@ class Potential:
         fragments: str | ArrayLike | Sequence[ArrayLike] | None = None,
         fragment_charges: ArrayLike | None = None,
         reference_charges: Mapping[str, float] | None = None,
+        threads: int | None = None,
+        kernel: str | None = None,
     ) -> None:
         for name, value, low, high in (
             ("accuracy", accuracy, FINEST, ROUGHEST), ("tolerance", tolerance, TIGHTEST, LOOSEST),
@@ -101,17 +112,44 @@ class Potential:
             raise KqeqError(f"`vacuum` must be positive, got {vacuum!r}")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.accuracy, self.tolerance = float(accuracy), float(tolerance)
-        threads = kernel_threads()
+        self.threads = kernel_threads(threads)
+        self._use_exact = self._exact(kernel)
         self._neighbours = NeighbourList()
-        self._electrostatics = Electrostatics(
-            self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, threads
-        )
-        self.charge_model = self._charge_model(charges, fragments, fragment_charges, reference_charges)
-        self._charges = ChargeSolver(self.tolerance, threads)
+        self.has_charges = self.model.charges != NO_CHARGES
+        if self.has_charges:
+            self._electrostatics = Electrostatics(
+                self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, self.threads
+            )
+            self._charge_model = self._choose_charges(charges, fragments, fragment_charges, reference_charges)
+            self._charges = ChargeSolver(self.tolerance, self.threads)
+        elif not charges is fragments is fragment_charges is reference_charges is None:
+            raise ChargeError(NO_SUCH_CHARGES)
         self._leaks = LeakWatch()
         self._warned_charged_cell = self._warned_stretched = False
 
-    def _charge_model(
+    def _exact(self, kernel: str | None) -> bool:
+        if kernel not in (None, *KERNELS):
+            raise KqeqError(f"`kernel` must be {' or '.join(KERNELS)}, got {kernel!r}")
+        if kernel == "low_rank" and all(term.low_rank is None for term in self.model.terms):
+            raise KqeqError("`kernel` must be \"exact\": the model has no kernel of low rank, got 'low_rank'")
+        return kernel == "exact"
+
+    @cached_property
+    def _kernels(self) -> LocalKernels:
+        return LocalKernels(self.model, self._use_exact)
+
+    @property
+    def charge_model(self) -> ChargeModel:
+        """How charge flows.
+
+        Raises:
+            ChargeError: the model has no charges.
+        """
+        if not self.has_charges:
+            raise ChargeError(NO_SUCH_CHARGES)
+        return self._charge_model
+
+    def _choose_charges(
         self,
         charges: str | None,
         fragments: str | ArrayLike | Sequence[ArrayLike] | None,
@@ -135,11 +173,6 @@ class Potential:
                 "and forces are not those of the training data", name, model.charges,
             )  # fmt: skip
         return out
-
-    @cached_property
-    def descriptor(self) -> Descriptor:
-        """The power spectrum with its tables."""
-        return Descriptor(self.model.soap, len(self.model.species))
 
     def species_index(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position of each atom's element in `model.species`, shape (n,).
@@ -188,10 +221,13 @@ class Potential:
                 raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
             if "virial" in want and not self.has_virial(structure):
                 raise FieldError(f"{NO_VIRIAL}, got {structure.field.tolist()} V/Angstrom")
-        with np.errstate(all="ignore"):  # what overflows is refused below
-            result = self._result(self.equilibrate(structure, pairs, halo), want)
+        with one_blas_thread, np.errstate(all="ignore"):  # what overflows is refused below
+            if self.has_charges:
+                result = self._result(self.equilibrate(structure, pairs, halo), want)
+            else:
+                result = self._short_range(structure, pairs, halo, want)
         _check_finite(result)
-        if self.charge_model.name == "qeq":
+        if self.has_charges and self.charge_model.name == "qeq":
             self._leaks.look(structure, result.charges)
         return result
 
@@ -203,14 +239,8 @@ class Potential:
         field = effective_field(structure, hold)
         self._warn_charged_cell(structure)
         self._warn_stretched_fragment(structure, hold)
-        self._update_neighbours(structure)
-        # everything is computed in the spatial order of the neighbour list
-        order = self._neighbours.order
-        if pairs is None:
-            pairs = self._neighbours.pairs(self.cutoff)
-        else:
-            pairs, halo = pairs.of(order), OrderedHalo(halo, order)
-        local = LocalPart(self.model, self.descriptor, species[order], pairs, halo)
+        order, pairs, halo = self._surroundings(structure, pairs, halo)
+        local = LocalPart(self._kernels, species[order], pairs, halo, self.threads)
         ordered = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
         constraint = hold.constraint.ordered(order)
         bonds = reference = None
@@ -231,6 +261,36 @@ class Potential:
                 break
             self._update_neighbours(structure)
         return Equilibrated(structure, hold, order, local, halo, problem, equilibrium)
+
+    def _surroundings(self, structure: Structure, pairs: Pairs | None, halo: Halo) -> tuple[Ints, Pairs, Halo]:
+        """The spatial order of the neighbour list, in which all is computed, and pairs and halo in that order."""
+        self._update_neighbours(structure)
+        order = self._neighbours.order
+        if pairs is None:
+            return order, self._neighbours.pairs(self.cutoff), halo
+        return order, pairs.of(order), OrderedHalo(halo, order)
+
+    def _short_range(self, structure: Structure, pairs: Pairs | None, halo: Halo, want: Collection[str]) -> Result:
+        """The result of a model without charges: E = E_short."""
+        if structure.charge != 0.0 or structure.field.any():
+            raise ChargeError(
+                f"{NO_SUCH_CHARGES}; total charge and field must be zero, got {structure.charge:g} e and "
+                f"{structure.field.tolist()} V/Angstrom"
+            )
+        species = self.species_index(structure.numbers)
+        order, pairs, halo = self._surroundings(structure, pairs, halo)
+        local = LocalPart(self._kernels, species[order], pairs, halo, self.threads)
+        nothing = np.zeros(len(structure))
+        grad_pairs = local.gradient(nothing)
+        forces = -halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
+        strain = halo.sum(pairs.vectors.T @ grad_pairs)
+        return Result(
+            energy=float(halo.sum(local.energies.sum())),
+            charges=nothing,
+            energies=restored(local.energies, order) if "energies" in want else None,
+            forces=restored(forces, order) if "forces" in want else None,
+            virial=-0.5 * (strain + strain.T) if "virial" in want else None,
+        )
 
     def solve_response(self, problem: Problem) -> Equilibrium:
         """Minimise a problem that is not the next step of a trajectory.
@@ -274,7 +334,7 @@ class Potential:
     @property
     def cutoff(self) -> float:
         """How far the pairs of `compute` reach: descriptor, repulsion, bonds of split charges; Angstrom."""
-        if self.charge_model.name == "split":
+        if self.has_charges and self.charge_model.name == "split":
             return max(self.model.cutoff, float(self.model.compliance_cutoff.max()))
         return self.model.cutoff
 
@@ -285,14 +345,17 @@ class Potential:
             StructureError: unknown elements.
             ChargeError: fragments that do not fit.
         """
-        return has_stress(structure, self.charge_model.at(structure, self.species_index(structure.numbers)))
+        species = self.species_index(structure.numbers)
+        return not self.has_charges or has_stress(structure, self.charge_model.at(structure, species))
 
     def use_fragments(self, fragments: str | ArrayLike | Sequence[ArrayLike] | None) -> None:
         """Take other fragments from now on, or find them anew ("connectivity"); arguments as at the start."""
-        self.charge_model = self.charge_model.with_fragments(fragments)
+        self._charge_model = self.charge_model.with_fragments(fragments)
 
     def _update_neighbours(self, structure: Structure) -> None:
-        reach = max(self.cutoff, self._electrostatics.cutoff(structure), RADIUS)
+        reach = self.cutoff
+        if self.has_charges:
+            reach = max(reach, self._electrostatics.cutoff(structure), RADIUS)
         self._neighbours.update(structure, reach)
 
     def _warn_charged_cell(self, structure: Structure) -> None:

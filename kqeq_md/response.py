@@ -24,6 +24,7 @@ from kqeq_md.charges.field import has_dipole
 from kqeq_md.errors import FieldError
 from kqeq_md.potential import Equilibrated, Potential, restored
 from kqeq_md.structure import Floats, Structure
+from kqeq_md.threads import one_blas_thread
 from kqeq_md.units import COULOMB_CONSTANT
 
 
@@ -51,16 +52,19 @@ def response(potential: Potential, structure: Structure) -> Response:
         FieldError: a structure whose dipole is not defined along all axes.
         KqeqError: as `Potential.compute`.
     """
-    state = potential.equilibrate(structure)
-    if not has_dipole(structure, state.hold):
-        raise FieldError(
-            f"polarizability and Born charges need a dipole along all axes, got a {structure.boundary} structure "
-            'through whose boundary charge flows freely. Ways out: open boundaries, charges="fragments" or '
-            'charges="split" (with learned reference charges they need `fragments` too)'
+    with one_blas_thread:
+        state = potential.equilibrate(structure)
+        if not has_dipole(structure, state.hold):
+            raise FieldError(
+                f"polarizability and Born charges need a dipole along all axes, got a {structure.boundary} structure "
+                'through whose boundary charge flows freely. Ways out: open boundaries, charges="fragments" or '
+                'charges="split" (with learned reference charges they need `fragments` too)'
+            )
+        answers = [potential.solve_response(_unit_field(state.problem, axis)) for axis in range(3)]
+        polarizability = np.stack([answer.dipole for answer in answers], axis=1)
+        born = np.stack(
+            [restored(_born_charges(state, axis, answer), state.order) for axis, answer in enumerate(answers)]
         )
-    answers = [potential.solve_response(_unit_field(state.problem, axis)) for axis in range(3)]
-    polarizability = np.stack([answer.dipole for answer in answers], axis=1)
-    born = np.stack([restored(_born_charges(state, axis, answer), state.order) for axis, answer in enumerate(answers)])
     dielectric = None
     if structure.boundary == "periodic":
         dielectric = np.eye(3) + 4.0 * pi * COULOMB_CONSTANT / structure.volume * polarizability

@@ -10,7 +10,9 @@ The learned part of the short-range energy is a column of the kernel (`kernel.py
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import Pairs
 from kqeq_md.structure import Floats
 from kqeq_md.switch import switch
@@ -29,25 +31,39 @@ def screened_nuclear_repulsion(r: Floats, z_i: Floats, z_j: Floats) -> tuple[Flo
     return bare * phi, bare * (dphi - phi / r)
 
 
-def repulsion(pairs: Pairs, numbers_all: Floats, outer_radius_all: Floats) -> tuple[Floats, Floats]:
-    """Energy per centre and the gradient of the total in the pair vectors.
+def add_repulsion(
+    pairs: Pairs, numbers_all: Floats, outer_radius_all: Floats, energies: Floats, gradient: Floats
+) -> None:
+    """Add the energy of each centre and the gradient of the total in the pair vectors.
 
     Args:
         pairs: directed pairs.
         numbers_all: atomic numbers, shape (n_all,).
         outer_radius_all: r_i with s = 0 from r_i + r_j on, Angstrom, shape (n_all,).
-
-    Returns:
-        eV, shape (n_local,); eV/Angstrom, shape (n_pairs, 3).
+        energies: eV, shape (n_local,).
+        gradient: eV/Angstrom, shape (n_pairs, 3).
     """
-    i, j = pairs.centre, pairs.neighbour
-    energies, gradient = np.zeros(len(pairs.first) - 1), np.zeros_like(pairs.vectors)
-    r = np.linalg.norm(pairs.vectors, axis=1)
-    close = np.flatnonzero(r < outer_radius_all[i] + outer_radius_all[j])
-    i, j, r = i[close], j[close], r[close]
-    outer = outer_radius_all[i] + outer_radius_all[j]
-    bare, slope = screened_nuclear_repulsion(r, numbers_all[i].astype(float), numbers_all[j].astype(float))
+    centre, close = close_pairs(pairs.first, pairs.neighbour, pairs.vectors, outer_radius_all)
+    neighbour, vectors = pairs.neighbour[close], pairs.vectors[close]
+    r = np.linalg.norm(vectors, axis=1)
+    outer = outer_radius_all[centre] + outer_radius_all[neighbour]
+    bare, slope = screened_nuclear_repulsion(r, numbers_all[centre], numbers_all[neighbour])
     s, ds = switch(r, 0.5 * outer, outer)
-    np.add.at(energies, i, 0.5 * s * bare)
-    gradient[close] = (0.5 * (s * slope + ds * bare) / r)[:, None] * pairs.vectors[close]
-    return energies, gradient
+    np.add.at(energies, centre, 0.5 * s * bare)
+    gradient[close] += (0.5 * (s * slope + ds * bare) / r)[:, None] * vectors
+
+
+@compiled
+def close_pairs(
+    first: NDArray[np.int64], neighbour: NDArray[np.int64], vectors: Floats, radius: Floats
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Centres and indices of the pairs with r < r_i + r_j."""
+    centre, close = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors), dtype=np.int64)
+    n = 0
+    for i in range(len(first) - 1):
+        for p in range(first[i], first[i + 1]):
+            outer = radius[i] + radius[neighbour[p]]
+            if vectors[p, 0] ** 2 + vectors[p, 1] ** 2 + vectors[p, 2] ** 2 < outer * outer:
+                centre[n], close[n] = i, p
+                n += 1
+    return centre[:n].copy(), close[:n].copy()

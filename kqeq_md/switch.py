@@ -1,4 +1,4 @@
-"""The function that ends every short range smoothly."""
+"""The functions that end every short range smoothly."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def switch(r: Floats, inner: Floats | float, outer: Floats | float) -> tuple[Flo
     t = np.clip((r - inner) / (outer - inner), 0.0, 1.0)
     value = 1.0 - t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
     return value, -30.0 * t**2 * (1.0 - t) ** 2 / (outer - inner)
+
+
+def cosine_switch(r: Floats, inner: Floats | float, outer: Floats | float) -> tuple[Floats, Floats]:
+    """Half a period of a cosine from 1 (r <= inner) to 0 (r >= outer), that of QUIP, and its derivative."""
+    t = np.clip((r - inner) / (outer - inner), 0.0, 1.0)
+    slope = -0.5 * np.pi * np.sin(np.pi * np.minimum(t, 1.0 - t)) / (outer - inner)  # 0 at both ends, without rounding
+    return 0.5 * (1.0 + np.cos(np.pi * t)), slope

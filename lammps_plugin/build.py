@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kqeq_md.cache import cache_folder
 from kqeq_md.errors import KqeqError
 from kqeq_md.programs import mpi_file
 
@@ -54,11 +55,6 @@ def built_plugin() -> Path:
     if not plugin.is_file():
         _compile(compiler, lammps, plugin)
     return plugin
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/kqeq_md, or ~/.cache/kqeq_md."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kqeq_md"
 
 
 def _lammps_folder() -> Path:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from kqeq_md.errors import KqeqError
 from kqeq_md.lammps_plugin.build import built_plugin
 from kqeq_md.programs import libpython, mpi_file
-from kqeq_md.threads import one_blas_thread
+from kqeq_md.threads import start_with_one_blas_thread
 
 
 def plugin_folder() -> str:
@@ -24,7 +24,7 @@ def plugin_folder() -> str:
 
     A plugin that cannot be built is one line on stderr, not an error: the script may not need it.
     """
-    one_blas_thread()  # `lmp` inherits it
+    start_with_one_blas_thread()  # `lmp` inherits it
     os.environ["KQEQ_PYTHON"] = sys.executable
     os.environ["KQEQ_LIBPYTHON"] = str(libpython() or "")
     try:
@@ -49,7 +49,7 @@ def main() -> int:
     It serves Pythons without a shared library, which `lmp` cannot start. Commands come from `-in FILE` or
     standard input; errors have been printed by LAMMPS when they arrive here, and give exit code 1.
     """
-    one_blas_thread()
+    start_with_one_blas_thread()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends LAMMPS at once, as it ends `lmp`
     arguments = sys.argv[1:]
     try:

@@ -39,6 +39,7 @@ class Call(ctypes.Structure):
         ("field", c_double * 3),
         ("accuracy", c_double),
         ("tolerance", c_double),
+        ("threads", c_double),
         ("cell", c_double * 9),
         ("x", POINTER(c_double)),
         ("f", POINTER(c_double)),
@@ -50,6 +51,7 @@ class Call(ctypes.Structure):
         ("n_atoms", c_int),
         ("periodic", c_int * 3),
         ("want_virial", c_int),
+        ("has_charges", c_int),
         ("cutoff", c_double),
         ("energy", c_double),
         ("virial", c_double * 6),
@@ -73,7 +75,7 @@ class PairStyle:
     Args:
         model: path of the model file.
         elements: element symbol of each type.
-        accuracy, tolerance: of `Potential`; those that are left out are its defaults.
+        knobs: `accuracy`, `tolerance` and `threads` of `Potential`; those that are left out are its defaults.
 
     Raises:
         KqeqError: an element that the model does not know, or types that are left out.
@@ -95,7 +97,8 @@ class PairStyle:
         """Evaluate two atoms, so that the kernels are compiled now and not inside the first time step."""
         reach = self.potential.model.cutoff
         pair = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5 * reach]])
-        trial = Potential(self.potential.model)  # what a potential has seen, fragments among it, it keeps
+        # another one, for what a potential has seen, fragments among it, it keeps
+        trial = Potential(self.potential.model, threads=self.potential.threads)
         with suppress(KqeqError):  # whether this pair makes sense to the model is no matter
             trial.compute(Structure([self.numbers[0]] * 2, pair, cell=2.0 * reach * np.eye(3), pbc=periodic))
 
@@ -113,7 +116,7 @@ class PairStyle:
             charge=call.charge,
             field=list(call.field),
         )
-        want = ["forces", "charges"]
+        want = ["forces"]
         want += ["virial"] if call.want_virial and self.potential.has_virial(structure) else []
         want += ["energies"] if call.eatom else []
         try:
@@ -121,7 +124,8 @@ class PairStyle:
         except StructureError as error:
             raise StructureError(f"{error}; atoms count from 0 in the order of their ids") from None
         call.energy = result.energy
-        _array(call.q, n)[order] = result.charges
+        if self.potential.has_charges:
+            _array(call.q, n)[order] = result.charges
         _array(call.f, n, 3)[order] += result.forces
         if result.energies is not None:
             _array(call.eatom, n)[order] += result.energies
@@ -162,10 +166,13 @@ _warnings = _Warnings()
 def _open(call: Call) -> None:
     elements = [os.fsdecode(call.elements[i]) for i in range(call.n_types)]
     knobs = {name: getattr(call, name) for name in ("accuracy", "tolerance")}
-    given = {name: value for name, value in knobs.items() if not math.isnan(value)}
+    given: dict[str, Any] = {name: value for name, value in knobs.items() if not math.isnan(value)}
+    if not math.isnan(call.threads):
+        given["threads"] = int(call.threads) if call.threads.is_integer() else call.threads
     style = _styles[call.pair] = PairStyle(os.fsdecode(call.model), elements, **given)
     style.compile(periodic=any(call.periodic))
     call.cutoff = style.potential.model.cutoff
+    call.has_charges = style.potential.has_charges
 
 
 def _compute(call: Call) -> None:

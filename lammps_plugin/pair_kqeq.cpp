@@ -42,10 +42,12 @@ struct KqeqCall {
   const char *const *elements;    // element of each LAMMPS type, n_types strings
   double charge, field[3];        // e, V/Angstrom
   double accuracy, tolerance;     // of the Coulomb sum, eV/Angstrom; of the charges; NaN: the core's own default
+  double threads;                 // how many work at once; NaN: as the environment or the scheduler says
   double cell[9];                 // lattice vectors as rows, Angstrom
   double *x, *f, *q, *eatom;      // LAMMPS' arrays of owned atoms; eatom is null when not wanted
   const int *type, *order;        // LAMMPS types; owned atoms in the order of their ids
   int n_types, n_atoms, periodic[3], want_virial;
+  int has_charges;                // set by open: 0 for a model that is nothing but a short-range potential
   double cutoff, energy, virial[6];    // results: Angstrom, eV, eV (xx yy zz xy xz yz)
   char message[1024], warning[1024];   // one line each; empty when there is nothing to say
 };
@@ -207,7 +209,7 @@ void PairKqeq::settings(int narg, char **arg)
   if (comm->nprocs > 1)
     refuse("runs on one MPI rank in this version, got " + std::to_string(comm->nprocs) + " ranks");
   call.charge = 0.0;
-  call.accuracy = call.tolerance = std::numeric_limits<double>::quiet_NaN();
+  call.accuracy = call.tolerance = call.threads = std::numeric_limits<double>::quiet_NaN();
   std::fill(call.field, call.field + 3, 0.0);
   struct Keyword {
     double *values;
@@ -218,13 +220,15 @@ void PairKqeq::settings(int narg, char **arg)
       {"field", {call.field, 3}},
       {"accuracy", {&call.accuracy, 1}},
       {"tolerance", {&call.tolerance, 1}},
+      {"threads", {&call.threads, 1}},
   };
-  const std::set<std::string> known = {"charge", "field", "accuracy", "tolerance"};
+  const std::set<std::string> known = {"charge", "field", "accuracy", "tolerance", "threads"};
   int iarg = 0;
   while (iarg < narg) {
     const std::string keyword = arg[iarg];
     if (!known.count(keyword))
-      refuse("unknown keyword `" + keyword + "`, the keywords are: charge Q, field Ex Ey Ez, accuracy A, tolerance T");
+      refuse("unknown keyword `" + keyword +
+             "`, the keywords are: charge Q, field Ex Ey Ez, accuracy A, tolerance T, threads N");
     const auto found = unread.find(keyword);
     if (found == unread.end()) refuse("keyword `" + keyword + "` is given twice");
     const Keyword read = found->second;
@@ -261,6 +265,8 @@ void PairKqeq::coeff(int narg, char **arg)
   call.n_types = atom->ntypes;
   describe_box();
   ask(table.open);
+  if (!call.has_charges)
+    utils::logmesg(lmp, "pair_style kqeq: {} has no charges: short range only, atoms keep the charges they have\n", arg[2]);
   for (int i = 1; i <= atom->ntypes; i++)
     for (int j = i; j <= atom->ntypes; j++) setflag[i][j] = 1;
 }
@@ -269,11 +275,12 @@ void PairKqeq::init_style()
 {
   if (strcmp(update->unit_style, "metal") != 0)
     refuse(std::string("needs `units metal`; `units ") + update->unit_style + "` is not available in this version");
+  if (force->pair_match("^hybrid$", 0))
+    refuse("acts on all pairs of atoms: use `hybrid/overlay` instead of `hybrid`");
+  if (!call.has_charges) return;
   if (!atom->q_flag) refuse("needs atoms with charges: use `atom_style charge` (or full)");
   // all electrostatics is in this pair style: what would count it twice, or move charges it does not know of, is refused
   if (force->kspace) refuse("sums all electrostatics itself: remove `kspace_style`");
-  if (force->pair_match("^hybrid$", 0))
-    refuse("acts on all pairs of atoms: use `hybrid/overlay` instead of `hybrid`");
   if (force->pair_match("kqeq", 1, 1) != force->pair_match("kqeq", 1, 2)) refuse("can stand only once in hybrid/overlay");
   if (!modify->get_fix_by_style("^qeq").empty())
     refuse("equilibrates the charges itself: remove `fix qeq/...`");
@@ -320,7 +327,7 @@ void PairKqeq::compute(int eflag, int vflag)
   if (eflag_global) eng_vdwl += call.energy;
   if (vflag_global)
     for (int k = 0; k < 6; k++) virial[k] += call.virial[k];
-  comm->forward_comm(this);
+  if (call.has_charges) comm->forward_comm(this);
 }
 
 void PairKqeq::ask(int (*function)(KqeqCall *))

@@ -20,8 +20,7 @@ from scipy.special import lpmv, spherical_in
 from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
-from kqeq_md.kernel import normalise
-from kqeq_md.model import Model, save_model
+from kqeq_md.model import Model, SoapTerm, save_model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
@@ -35,10 +34,7 @@ def random_model(seed: int = 0, zeta: int = 2) -> Model:
     points = (points / np.linalg.norm(points, axis=2, keepdims=True)).astype(np.float32).astype(np.float64)
     return Model(
         species=("Na", "Cl"),
-        soap=soap,
-        zeta=zeta,
-        sparse_points=tuple(points),
-        weights=tuple(rng.normal(size=(2, 8, 2))),
+        terms=(SoapTerm(soap, zeta, tuple(points), tuple(rng.normal(size=(2, 8, 2)))),),
         hardness=np.array([6.0, 8.0]),
         gaussian_width=np.array([1.1, 0.8]),
         electronegativity_offset=np.array([3.0, 8.0]),
@@ -70,6 +66,16 @@ def cluster(n_pairs: int = 4, seed: int = 2, **kwargs: object) -> Structure:
     return Structure(solid.numbers[rows], solid.positions[rows] - 3.0, **kwargs)  # type: ignore[arg-type]
 
 
+def crowd(n: int, edge: float, seed: int = 6, apart: float = 1.4) -> np.ndarray:
+    """Positions of `n` atoms at random in a cube, no two closer than `apart`, Angstrom, shape (n, 3)."""
+    rng, placed = np.random.default_rng(seed), np.empty((0, 3))
+    while len(placed) < n:
+        place = edge * rng.random(3)
+        if (np.linalg.norm(placed - place, axis=1) > apart).all():
+            placed = np.vstack([placed, place])
+    return placed
+
+
 @cache
 def strong_model(zeta: int = 2) -> Model:
     """`random_model` with every term made large: sparse points of real surroundings, weights of some eV, repulsion.
@@ -78,20 +84,23 @@ def strong_model(zeta: int = 2) -> Model:
     gradients would hide behind the Coulomb forces.
     """
     weak, rng = random_model(zeta=zeta), np.random.default_rng(11)
-    descriptor = Descriptor(weak.soap, 2)
+    soap = weak.terms[0].soap
     points: list[list[np.ndarray]] = [[], []]
     for structure in (rock_salt(rattle=0.5, seed=21), rock_salt(rattle=0.8, seed=22), cluster(seed=23)):
         species = (structure.numbers == 17).astype(np.int64)
-        unit, _ = normalise(descriptor.power_spectrum(find_pairs(structure, weak.soap.cutoff), species)[0])
+        unit = spectra(soap, structure, species)
         for element in (0, 1):
             points[element].append(unit[species == element])
     rounded = tuple(np.concatenate(p).astype(np.float32).astype(np.float64) for p in points)
-    return replace(
-        weak,
-        sparse_points=rounded,
-        weights=tuple(2.0 * rng.normal(size=(len(p), 2)) for p in rounded),
-        repulsion_radius=np.array([1.7, 1.5]),
-    )
+    term = SoapTerm(soap, zeta, rounded, tuple(2.0 * rng.normal(size=(len(p), 2)) for p in rounded))
+    return replace(weak, terms=(term,), repulsion_radius=np.array([1.7, 1.5]))
+
+
+def spectra(soap: SoapParameters, structure: Structure, species: np.ndarray, n_species: int = 2) -> np.ndarray:
+    """Normalised power spectra of all atoms, shape (n, size)."""
+    descriptor = Descriptor(soap, n_species)
+    density = descriptor.density(np.arange(len(structure)), find_pairs(structure, soap.cutoff), species)
+    return descriptor.spectrum(density)[0].T
 
 
 TRICLINIC = np.array([[0.0, 0.12, 0.05], [0.0, 0.02, -0.1], [0.0, 0.0, 0.06]])
@@ -144,14 +153,14 @@ def salt_box(repeats: int | Sequence[int] = 1, **kwargs: Any) -> Structure:
 def water_model() -> Model:
     """An H/O model like `strong_model`: sparse points of real surroundings, weights of some eV."""
     soap = SoapParameters(cutoff=3.6, cutoff_width=1.0, n_max=3, l_max=2, sigma=0.4, radial_scale=2.5)
-    descriptor, rng = Descriptor(soap, 2), np.random.default_rng(12)
+    rng = np.random.default_rng(12)
     box = water_box(2, seed=9)
     species = (box.numbers == 8).astype(np.int64)
-    unit, _ = normalise(descriptor.power_spectrum(find_pairs(box, soap.cutoff), species)[0])
+    unit = spectra(soap, box, species)
     points = tuple(unit[species == element].astype(np.float32).astype(np.float64) for element in (0, 1))
     return Model(
-        species=("H", "O"), soap=soap, zeta=2, sparse_points=points,
-        weights=tuple(rng.normal(size=(len(p), 2)) for p in points),
+        species=("H", "O"),
+        terms=(SoapTerm(soap, 2, points, tuple(rng.normal(size=(len(p), 2)) for p in points)),),
         hardness=np.array([7.0, 9.0]), gaussian_width=np.array([0.5, 0.66]),
         electronegativity_offset=np.array([4.5, 8.5]), atom_energy=np.array([-1.0, -2.0]),
         repulsion_radius=np.array([0.4, 0.6]),
@@ -166,11 +175,11 @@ def split_model(model: Model, reference: Sequence[float] = (0.0, 0.0), learned: 
         learned: size of the weights of learned reference charges, e; 0 for none.
     """
     rng = np.random.default_rng(13)
-    weights = model.weights
+    weights = model.terms[0].weights
     if learned:
         weights = tuple(np.concatenate([w, learned * rng.normal(size=(len(w), 1))], axis=1) for w in weights)
     return replace(
-        model, weights=weights, reference_charge=np.array(reference), charges="split", compliance_cutoff=4.2,
+        model.with_weights(weights), reference_charge=np.array(reference), charges="split", compliance_cutoff=4.2,
         compliance=np.array([[0.02, 0.08], [0.08, 0.03]]),
     )  # fmt: skip
 
@@ -185,11 +194,8 @@ def element_model(symbols: tuple[str, ...] = ("H", "O"), **parameters: object) -
         "compliance": np.array([[0.02, 0.08], [0.08, 0.03]]), "charges": "split",
         "atom_energy": np.zeros(n), "repulsion_radius": np.zeros(n),
     }  # fmt: skip
-    return Model(
-        symbols, soap, 2, tuple(np.full((1, size), size**-0.5) for _ in symbols),
-        tuple(np.zeros((1, 2)) for _ in symbols),
-        **{**usual, **parameters},
-    )  # fmt: skip
+    points, weights = tuple(np.full((1, size), size**-0.5) for _ in symbols), tuple(np.zeros((1, 2)) for _ in symbols)
+    return Model(symbols, (SoapTerm(soap, 2, points, weights),), **{**usual, **parameters})
 
 
 def strained(structure: Structure, deform: np.ndarray) -> Structure:
@@ -224,13 +230,16 @@ def five_point(function: Callable[[np.ndarray], float], x: np.ndarray, step: flo
 
 
 def real_harmonics(l_max: int, r: np.ndarray) -> np.ndarray:
-    """r^l times orthonormal real spherical harmonics of a vector by Legendre functions; index l^2 + l + m."""
+    """r^l times orthonormal real spherical harmonics of a vector by Legendre functions; index l^2 + l + m.
+
+    Many vectors at a time stand side by side, r with shape (3, n).
+    """
     x, y, z = r
-    distance, phi = np.linalg.norm(r), np.arctan2(y, x)
+    distance, phi = np.linalg.norm(r, axis=0), np.arctan2(y, x)
     out = []
     for degree, m in ((d, m) for d in range(l_max + 1) for m in range(-d, d + 1)):
         norm = np.sqrt((2 * degree + 1) / (4 * np.pi) * factorial(degree - abs(m)) / factorial(degree + abs(m)))
-        angle = np.sqrt(2) * (np.cos(m * phi) if m > 0 else np.sin(-m * phi)) if m else 1.0
+        angle = np.sqrt(2) * (np.cos(m * phi) if m > 0 else np.sin(-m * phi)) if m else np.ones_like(phi)
         out.append(distance**degree * norm * lpmv(abs(m), degree, z / distance) * angle)
     return np.array(out)
 
@@ -328,6 +337,8 @@ class Subject:
 class Helpers:
     """What test files share; they cannot import each other."""
 
+    spectra = staticmethod(spectra)
+    crowd = staticmethod(crowd)
     random_model = staticmethod(random_model)
     strong_model = staticmethod(strong_model)
     split_model = staticmethod(split_model)

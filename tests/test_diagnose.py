@@ -107,8 +107,8 @@ def test_reference_charges_choose_the_ions(generic: Model) -> None:
 def test_learned_reference_charges_belong_to_molecules(strong: Model) -> None:
     """What the kernel makes of q0 has no sums of its own: separate molecules have to have them all the same."""
     rng = np.random.default_rng(5)
-    weights = tuple(np.concatenate([w, rng.normal(size=(len(w), 1))], axis=1) for w in strong.weights)
-    learned = replace(strong, weights=weights, charges="split")
+    weights = tuple(np.concatenate([w, rng.normal(size=(len(w), 1))], axis=1) for w in strong.terms[0].weights)
+    learned = replace(strong.with_weights(weights), charges="split")
     pair = sodium_chloride().positions
     apart = Structure([11, 17] * 2, np.concatenate([pair, 1.1 * pair + [0.0, 30.0, 0.0]]))
     by_name = {measured.name: measured for measured in diagnose(learned, [apart]).measurements}

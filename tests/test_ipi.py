@@ -423,6 +423,7 @@ def test_an_address_where_waiting_cannot_help(
     [
         (["--efield", "0 0"], "--efield: must be three numbers in V/Angstrom, got '0 0'"),
         (["--port", "0"], "--port: must be a port from 1 to 65535, got '0'"),
+        (["--threads", "0"], "--threads: must be a positive integer, got '0'"),
         (["--wait", "-1"], "--wait: must be a number of seconds, 0 or more, got '-1'"),
         (["--charge", "much"], "--charge: invalid float value: 'much'"),
         ([], "the following arguments are required: -t/--template"),

@@ -157,7 +157,7 @@ def system(name: str) -> tuple[Structure, dict[str, str]]:
     return cluster(1.0, (0.0, 0.05, 0.1)), {"boundary": "boundary f f f", "pair_style": style}
 
 
-TIGHT = "pair_style kqeq tolerance 1e-12"
+TIGHT = "pair_style kqeq tolerance 1e-12 threads 2"
 """For frames of a run, whose charges start from those of earlier steps."""
 
 
@@ -360,6 +360,8 @@ REFUSED = {
     "wire": ({"boundary": "boundary p s s"}, r"`pbc` must .*wire"),
     "loose tolerance": ({"pair_style": "pair_style kqeq tolerance 1e-3"}, r"`tolerance` must lie between .*0.0001"),
     "tolerance of zero": ({"pair_style": "pair_style kqeq tolerance 0"}, r"`tolerance` must lie between .*, got 0.0"),
+    "half a thread": ({"pair_style": "pair_style kqeq threads 1.5"}, r"`threads` must be a positive integer, got 1.5"),
+    "no thread": ({"pair_style": "pair_style kqeq threads 0"}, r"`threads` must be a positive integer, got 0"),
     "field along a slab": (
         {"boundary": "boundary p p s", "pair_style": "pair_style kqeq field 0.1 0 0"},
         r"`field` must be zero along periodic axes",

@@ -64,6 +64,7 @@ def test_low_levels_stand_alone() -> None:
     for name in (
         "errors",
         "units",
+        "cache",
         "jit",
         "threads",
         "latest",
@@ -77,6 +78,7 @@ def test_low_levels_stand_alone() -> None:
         "descriptor",
         "kernel",
         "short_range",
+        "pair_potential",
         "model",
         "local_part",
         "potential",

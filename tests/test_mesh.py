@@ -492,7 +492,8 @@ def test_supercell() -> None:
 
 @pytest.mark.usefixtures("always_mesh")
 @pytest.mark.parametrize("boundary", ["open", "slab", "periodic"])
-def test_threads_change_rounding_alone(boundary: str) -> None:
+def test_threads_change_rounding_alone(boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kqeq_md.threads.ATOMS_EACH", 1)
     system = system_for(boundary)
     one, *others = (coulomb(system, WIDTHS["mixed"], 1e-5, threads=threads) for threads in (1, 2, 3))
     q = system.charges

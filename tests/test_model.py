@@ -82,7 +82,8 @@ def test_metadata_survives(model: Model, tmp_path: Path) -> None:
     save_model(labelled, tmp_path / "m.kqeq")
     again = load_model(str(tmp_path / "m.kqeq"))
     assert (again.training, again.reference) == (labelled.training, labelled.reference)
-    assert (again.species, again.zeta, again.soap) == (model.species, model.zeta, model.soap)
+    assert again.species == model.species
+    assert (again.terms[0].zeta, again.terms[0].soap) == (model.terms[0].zeta, model.terms[0].soap)
 
 
 FRAGMENT = {"numbers": [11, 17], "positions": [[0.0, 0.0, 0.0], [0.0, 0.0, 2.4]]}
@@ -106,6 +107,9 @@ def test_split_charges_survive(model: Model, tmp_path: Path, helpers: Any) -> No
     assert (tmp_path / "m.kqeq").read_bytes() == (tmp_path / "n.kqeq").read_bytes()
 
 
+SOAP_OF_VERSION_2 = (
+    "cutoff", "cutoff_width", "n_max", "l_max", "sigma", "radial_scale", "radial_exponent",
+)  # fmt: skip
 SINCE_VERSION_2 = ("reference_charge", "charges", "compliance", "compliance_cutoff", "fragment")
 
 
@@ -113,8 +117,9 @@ def test_files_of_version_1_give_the_same_numbers(model: Model, nacl_model: Path
     """Before split charges: nothing of them in the header."""
     content = entries(nacl_model)
     header = json.loads(content["header.json"])
-    assert header["version"] == 2
-    old = {name: value for name, value in header.items() if name not in SINCE_VERSION_2} | {"version": 1}
+    (term,) = header.pop("terms")
+    old = {name: value for name, value in header.items() if name not in (*SINCE_VERSION_2, "pair_terms")}
+    old |= {"version": 1, "soap": {name: term["soap"][name] for name in SOAP_OF_VERSION_2}, "zeta": term["zeta"]}
     path = write(tmp_path / "old.kqeq", content | {"header.json": json.dumps(old).encode()})
     loaded = load_model(path)
     assert loaded.charges == "qeq"
@@ -186,23 +191,37 @@ def test_foreign_archive(tmp_path: Path) -> None:
 
 # --- headers that cannot be used
 
+
+def in_term(**change: Any) -> dict[str, Any]:
+    """The header entry of the one term of the model, changed."""
+    usual = {"soap": {"n_max": 3, "l_max": 2}, "zeta": 2, "low_rank": False}
+    return {"terms": [usual | change]}
+
+
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "other format": ({"format": "mace"}, "is not a .kqeq model: its header does not say so"),
-    "newer version": ({"version": 3}, "has format version 3, this kqeq_md reads up to 2: update it"),
+    "newer version": ({"version": 4}, "has format version 4, this kqeq_md reads up to 3: update it"),
     "version zero": ({"version": 0}, "version 0"),
     "version word": ({"version": "new"}, "version 'new'"),
     "other units": ({"units": {"energy": "hartree"}}, "must hold the units"),
     "same element twice": ({"species": ["Na", "Na"]}, "`species` must be distinct"),
     "third element without arrays": ({"species": ["Na", "Cl", "K"]}, "damaged"),
-    "zeta": ({"zeta": 0}, "`zeta` must be at least 1, got 0"),
+    "zeta": (in_term(zeta=0), "`zeta` must lie between 1 and 100, got 0"),
+    "zeta without end": (in_term(zeta=float("inf")), "`zeta` must lie between 1 and 100, got inf"),
+    "no terms": ({"terms": []}, "`terms` must hold at least one kernel, got none"),
+    "low rank without arrays": (in_term(low_rank=True), "low_rank_points_Na"),
+    "pair term without arrays": (
+        {"pair_terms": [{"species": [0, 1], "length": 1.0, "cutoff": 4.0, "cutoff_width": 1.0}]},
+        "pair_points_0",
+    ),
     "NaN hardness": ({"hardness": [float("nan"), 8.0]}, "`hardness` must be 2 finite numbers"),
     "one hardness": ({"hardness": [8.0]}, "`hardness` must be 2 finite numbers"),
     "words as hardness": ({"hardness": ["hard", "soft"]}, "damaged"),
     "width": ({"gaussian_width": [1.0, -0.3]}, "`gaussian_width` must be positive, got -0.3 for Cl"),
     "zero width": ({"gaussian_width": [0.0, 1.0]}, "`gaussian_width` must be positive, got 0.0 for Na"),
     "repulsion": ({"repulsion_radius": [-1.0, 1.0]}, "`repulsion_radius` must be not negative, got -1.0 for Na"),
-    "no charge model": ({"charges": "acks2"}, "`charges` must be qeq, fragments, split, got 'acks2'"),
-    "list of charge models": ({"charges": ["qeq"]}, "`charges` must be qeq, fragments, split, got|damaged"),
+    "no charge model": ({"charges": "acks2"}, "`charges` must be qeq, fragments, split or none, got 'acks2'"),
+    "list of charge models": ({"charges": ["qeq"]}, "`charges` must be qeq, fragments, split or none, got|damaged"),
     "negative compliance": ({"compliance": [[-0.1, 0.1], [0.1, 0.1]]}, "`compliance` must be a symmetric table of 2"),
     "skew compliance": ({"compliance": [[0.1, 0.2], [0.1, 0.1]]}, "`compliance` must be a symmetric table of 2 x 2"),
     "compliance of one": ({"compliance": [[0.1]]}, "`compliance` must be a symmetric table of 2 x 2"),
@@ -222,10 +241,11 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
         "`fragment` must hold .*`positions` must have shape",
     ),
     "NaN reference charge": ({"reference_charge": [float("nan"), 0.0]}, "`reference_charge` must be 2 finite numbers"),
-    "soap value": ({"soap": {"cutoff": -1.0}}, "`cutoff` must lie between 0.5 and 30.0, got -1.0"),
-    "soap name": ({"soap": {"cutof": 5.0}}, "damaged"),
+    "no charges, but columns of them": ({"charges": "none"}, "`weights` must have 1 columns, got 2"),
+    "soap value": (in_term(soap={"cutoff": -1.0}), "`cutoff` must lie between 0.5 and 30.0, got -1.0"),
+    "soap name": (in_term(soap={"cutof": 5.0}), "damaged"),
     "more functions than the arrays": (
-        {"soap": {"n_max": 5, "l_max": 2}},
+        in_term(soap={"n_max": 5, "l_max": 2}),
         "`sparse_points` of Na must be finite, shape",
     ),
 }
@@ -239,7 +259,7 @@ def test_header(nacl_model: Path, change: dict[str, Any], match: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "name", ["species", "zeta", "soap", "hardness", "training", "units", "charges", "compliance", "fragment"]
+    "name", ["species", "terms", "pair_terms", "hardness", "training", "units", "charges", "compliance", "fragment"]
 )
 def test_missing_entry(nacl_model: Path, name: str, tmp_path: Path) -> None:
     content = entries(nacl_model)
@@ -341,5 +361,5 @@ def test_knobs(model: Model, knob: dict[str, Any], match: str) -> None:
 
 
 def test_cutoff_covers_the_repulsion(model: Model) -> None:
-    assert model.cutoff == model.soap.cutoff == 4.5
+    assert model.cutoff == model.terms[0].soap.cutoff == 4.5
     assert replace(model, repulsion_radius=np.array([2.6, 1.0])).cutoff == 5.2

@@ -202,7 +202,8 @@ def test_every_term_matters(strong: Model, potential: Potential, muted: str, hel
     """The finite differences above would not see a term that contributes nothing."""
     columns = np.array([muted != "electronegativity", muted != "short-range energy"])
     radius = strong.repulsion_radius * (muted != "repulsion")
-    model = replace(strong, weights=tuple(w * columns for w in strong.weights), repulsion_radius=radius)
+    model = strong.with_weights([w * columns for w in strong.terms[0].weights])
+    model = replace(model, repulsion_radius=radius)
     still = helpers.rock_salt(rattle=0.3)
     assert np.abs(Potential(model).compute(still).forces - potential.compute(still).forces).max() > 0.05  # eV/A
 

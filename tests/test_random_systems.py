@@ -33,7 +33,7 @@ from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.ewald import EwaldCoulomb
 from kqeq_md.electrostatics.lattice import reduced_cell
 from kqeq_md.errors import KqeqError
-from kqeq_md.model import Model
+from kqeq_md.model import Model, SoapTerm
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Result, Structure
 from kqeq_md.units import COULOMB_CONSTANT
@@ -187,11 +187,10 @@ def element_parameters(width: Any, hardness: Any, electronegativity: Any) -> Mod
     symbols = SPECIES[: len(width)]
     size = Descriptor.size_for(SOAP, len(symbols))
     points, weights = tuple(np.full((1, size), size**-0.5) for _ in symbols), tuple(np.zeros((1, 2)) for _ in symbols)
-    nothing = np.zeros(len(symbols))
     return Model(
-        symbols, SOAP, 2, points, weights,
+        symbols, (SoapTerm(SOAP, 2, points, weights),),
         hardness=np.array(hardness), gaussian_width=np.array(width),
-        electronegativity_offset=np.array(electronegativity), atom_energy=nothing, repulsion_radius=nothing,
+        electronegativity_offset=np.array(electronegativity),
     )  # fmt: skip
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,11 +26,11 @@ from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.gaussians import self_interaction
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
+from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model
 from kqeq_md.neighbours import NeighbourList, find_pairs
-from kqeq_md.potential import LocalPart, Potential
+from kqeq_md.potential import Potential
 from kqeq_md.structure import Result, Structure
-from kqeq_md.threads import kernel_threads
 from kqeq_md.units import COULOMB_CONSTANT
 
 SLAB = (True, True, False)
@@ -631,7 +628,7 @@ def scale_of(potential: Potential, structure: Structure) -> float:
     """|P (chi - F.R)| + |J_ii Q / n|, eV/e: what the tolerance is relative to."""
     model = potential.model
     species = potential.species_index(structure.numbers)
-    local = LocalPart(model, potential.descriptor, species, find_pairs(structure, model.cutoff))
+    local = LocalPart(LocalKernels(model), species, find_pairs(structure, model.cutoff))
     linear = local.electronegativity - structure.positions @ structure.field
     diagonal = self_interaction(model.hardness[species], model.gaussian_width[species])
     return residual_scale(linear, diagonal, total_charge(len(structure), structure.charge))
@@ -901,35 +898,3 @@ def test_a_rough_operator_that_does_not_help_is_left(helpers: Any) -> None:
     scale = residual_scale(chi, exact.hardness, constraint)
     found = refined_conjugate_gradient(Stiff(), lambda x: x, chi, constraint, np.zeros(1000), scale, 1e-8)
     assert np.linalg.norm(constraint.project(exact.apply(found.charges) + chi)) <= 1e-8 * scale
-
-
-FORKED = """
-import multiprocessing, numpy as np
-from kqeq_md.models import NACL
-from kqeq_md.potential import Potential
-from kqeq_md.structure import Structure
-
-def energy(x):
-    structure = Structure([11, 17], [[0.0, 0, 0], [2.4 + x, 0, 0]], cell=9.0 * np.eye(3), pbc=True)
-    return Potential(NACL).compute(structure, want=()).energy
-
-if __name__ == "__main__":
-    here = energy(0.0)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(energy, [0.0, 0.0]) == [here, here]
-"""
-
-
-def test_threads_after_a_fork() -> None:
-    """The threads of the parent are dead in the child: it starts its own."""
-    environment = {**os.environ, "KQEQ_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", FORKED], env=environment, check=True, timeout=120)
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "two", "²", "1.5", ""])
-def test_number_of_threads(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("KQEQ_NUM_THREADS", text)
-    with pytest.raises(KqeqError, match="`KQEQ_NUM_THREADS` must be a positive integer, got"):
-        kernel_threads()
-    monkeypatch.setenv("KQEQ_NUM_THREADS", "1000000000")
-    assert kernel_threads() == os.cpu_count()

@@ -363,11 +363,11 @@ def test_derivative_in_learned_weights(water: Model, fragments: Any, pbc: bool, 
     field = FIELD if fragments or not pbc else (0, 0, 0)
     structure = helpers.water_box((2, 1, 1), pbc=pbc, field=field)
     rng = np.random.default_rng(4)
-    direction = [np.stack([0 * w[:, 0], 0 * w[:, 0], rng.normal(size=len(w))], axis=1) for w in model.weights]
+    direction = [np.stack([0 * w[:, 0], 0 * w[:, 0], rng.normal(size=len(w))], axis=1) for w in model.terms[0].weights]
 
     def at(step: float) -> Potential:
-        weights = tuple(w + step * d for w, d in zip(model.weights, direction, strict=True))
-        return Potential(replace(model, weights=weights), **FINE, fragments=fragments)
+        weights = tuple(w + step * d for w, d in zip(model.terms[0].weights, direction, strict=True))
+        return Potential(model.with_weights(weights), **FINE, fragments=fragments)
 
     # quadratic in w0: exact differences, but for rounding of 100 eV / 0.1
     wanted = (at(0.1).compute(structure).energy - at(-0.1).compute(structure).energy) / 0.2

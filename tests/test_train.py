@@ -13,6 +13,7 @@ from ase.io import write
 from kqeq_md.charges.cholesky import solve_dense
 from kqeq_md.charges.constraints import total_charge
 from kqeq_md.charges.fragments import connected_fragments
+from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError
 from kqeq_md.kernel import sparse_kernel
 from kqeq_md.model import Model, load_model, save_model, usual_compliance
@@ -60,8 +61,8 @@ def small_config(model: Model, **changes: object) -> Config:
              for name in ("hardness", "gaussian_width", "repulsion_radius")}  # fmt: skip
     return Config(
         data=Data(["train.xyz"]),
-        descriptor=model.soap,
-        kernel=Kernel(zeta=model.zeta, sparse_points=40),
+        descriptor=model.terms[0].soap,
+        kernel=Kernel(zeta=model.terms[0].zeta, sparse_points=40),
         charges=Charges(hardness=named["hardness"], gaussian_width=named["gaussian_width"]),
         short_range=ShortRange(named["repulsion_radius"]),
         fit=Fit(**{"sigma_energy": 1e-5, "sigma_forces": 1e-4, "sigma_charges": 1e-5, **changes}),  # type: ignore[arg-type]
@@ -111,8 +112,8 @@ def test_response_equals_the_solver(model: Model) -> None:
 def with_learned_reference(model: Model) -> Model:
     """`model` with split charges and a third column of weights."""
     rng = np.random.default_rng(5)
-    weights = tuple(np.column_stack([w, 0.3 * rng.normal(size=len(w))]) for w in model.weights)
-    return replace(model, weights=weights, reference_charge=np.array([0.4, -0.5]), charges="split")
+    weights = tuple(np.column_stack([w, 0.3 * rng.normal(size=len(w))]) for w in model.terms[0].weights)
+    return replace(model.with_weights(weights), reference_charge=np.array([0.4, -0.5]), charges="split")
 
 
 def eight_atoms(model: Model, boundary: str) -> Structure:
@@ -130,21 +131,23 @@ def test_response_is_the_derivative_of_the_charges(name: str, boundary: str, mod
     made = with_learned_reference(model) if name == "split" else model
     structure = eight_atoms(model, boundary)
     potential = Potential(made, accuracy=1e-9, tolerance=1e-12)
-    batch = make_batch([Frame(structure, None, None, None, None)], potential.descriptor, made.cutoff, made.numbers)
+    batch = make_batch(
+        [Frame(structure, None, None, None, None)], Descriptor(made.terms[0].soap, 2), made.cutoff, made.numbers
+    )
     columns = (0, 2) if name == "split" else (0,)
     kernel = np.zeros((8, 16))
-    for element, points in enumerate(made.sparse_points):
+    for element, points in enumerate(made.terms[0].sparse_points):
         rows = batch.species == element
-        kernel[rows, 8 * element : 8 * element + 8] = sparse_kernel(batch.unit[rows], points, made.zeta)
+        kernel[rows, 8 * element : 8 * element + 8] = sparse_kernel(batch.spectra(element), points, made.terms[0].zeta)
     response = charge_response(potential, structure)
     design = response.design(kernel)
     assert design.shape == (8, 16 * len(columns))
     base = potential.compute(structure).charges
     for block, column in enumerate(columns):
         for element, m in ((0, 1), (1, 4)):
-            weights = [w.copy() for w in made.weights]
+            weights = [w.copy() for w in made.terms[0].weights]
             weights[element][m, column] += 1.0
-            moved = Potential(replace(made, weights=tuple(weights)), accuracy=1e-9, tolerance=1e-12).compute(structure)
+            moved = Potential(made.with_weights(tuple(weights)), accuracy=1e-9, tolerance=1e-12).compute(structure)
             expected = moved.charges - base
             assert np.abs(expected).max() > 1e-4
             # ACCURACY of the direct Ewald sum in the cell; rounding in the open cluster
@@ -155,8 +158,9 @@ def test_response_is_the_derivative_of_the_charges(name: str, boundary: str, mod
 def test_known_charges_are_those_of_field_and_fixed_reference_charges(model: Model) -> None:
     """Without kernels: total charge, field and q0 of elements, fixed or as constants of a learned one."""
     learned = with_learned_reference(model)
-    bare = replace(learned, weights=tuple(0 * w for w in learned.weights), electronegativity_offset=np.zeros(2))
-    fixed = replace(bare, weights=tuple(w[:, :2] for w in bare.weights))
+    bare = learned.with_weights([0 * w for w in learned.terms[0].weights])
+    bare = replace(bare, electronegativity_offset=np.zeros(2))
+    fixed = bare.with_weights([w[:, :2] for w in bare.terms[0].weights])
     structure = eight_atoms(model, "open")
     for case in (bare, fixed):
         potential = Potential(case)
@@ -186,7 +190,8 @@ def test_fragments_hold_their_sums_in_the_response(model: Model) -> None:
 def test_frozen_energy_is_what_the_kernels_leave(name: str, model: Model) -> None:
     """E is stationary: at frozen charges, small changes of the weights move energy and forces linearly by q and psi."""
     made = with_learned_reference(model) if name == "split" else model
-    made = replace(made, atom_energy=np.zeros(2), weights=tuple(w * [1, 0, 1][: w.shape[1]] for w in made.weights))
+    made = made.with_weights([w * [1, 0, 1][: w.shape[1]] for w in made.terms[0].weights])
+    made = replace(made, atom_energy=np.zeros(2))
     structure = eight_atoms(model, "open")
     state = Potential(made).equilibrate(structure)
     frozen = freeze(state)
@@ -196,7 +201,7 @@ def test_frozen_energy_is_what_the_kernels_leave(name: str, model: Model) -> Non
     result = Potential(made).compute(structure)
     assert total == pytest.approx(result.energy, abs=1e-10)
     gradient = state.local.gradient(state.equilibrium.charges, state.reference_gradient)
-    gradient = gradient - state.local.repulsion_gradient
+    gradient = gradient - state.local.pair_gradient
     kernels = np.empty((8, 3))
     kernels[state.order] = -state.local.pairs.scatter(gradient, 8)
     np.testing.assert_allclose(frozen.forces + kernels, result.forces, atol=1e-10)
@@ -204,17 +209,17 @@ def test_frozen_energy_is_what_the_kernels_leave(name: str, model: Model) -> Non
         return
 
     def energy(step: float) -> float:
-        weights = tuple(w + [0.0, 0.0, step] for w in made.weights)
-        return Potential(replace(made, weights=weights)).compute(structure, want=()).energy
+        weights = tuple(w + [0.0, 0.0, step] for w in made.terms[0].weights)
+        return Potential(made.with_weights(weights)).compute(structure, want=()).energy
 
     h = 1e-4
     slope = (energy(h) - energy(-h)) / (2 * h)
-    frame, descriptor = Frame(structure, None, None, None, None), Potential(made).descriptor
+    frame, descriptor = Frame(structure, None, None, None, None), Descriptor(made.terms[0].soap, 2)
     batch = make_batch([frame], descriptor, made.cutoff, made.numbers)
-    kernel = sum(
-        (sparse_kernel(batch.unit, points, made.zeta) * (batch.species == e)[:, None]).sum(axis=1)
-        for e, points in enumerate(made.sparse_points)
-    )
+    kernel = np.zeros(len(structure))
+    for element, points in enumerate(made.terms[0].sparse_points):
+        values = sparse_kernel(batch.spectra(element), points, made.terms[0].zeta)
+        kernel[batch.species == element] = values.sum(axis=1)
     assert frozen.reference_gradient @ kernel == pytest.approx(slope, rel=1e-7)  # E is quadratic in q0
 
 
@@ -222,7 +227,7 @@ def test_force_design_is_the_derivative_of_the_kernel(model: Model) -> None:
     """Columns of the force design against five-point differences of sum_i a_i (K U)_i."""
     frames = random_clusters(5, 2, model, True)
     config = small_config(model)
-    descriptor = Potential(model).descriptor
+    descriptor = Descriptor(model.terms[0].soap, 2)
     batch = make_batch(frames, descriptor, model.cutoff, model.numbers)
     basis = choose_basis(batch, config)
     weights = np.random.default_rng(0).normal(size=16)
@@ -277,7 +282,8 @@ def test_dipoles_alone_teach_charges(model: Model) -> None:
     config = small_config(model, targets=["dipole"], sigma_dipole=1e-5, rounds=0)
     fitted = fit(frames[:48], config, silent)
     errors = evaluate(fitted.model, frames[48:], silent)
-    blank = evaluate(replace(fitted.model, weights=tuple(0 * w for w in fitted.model.weights)), frames[48:], silent)
+    without = fitted.model.with_weights([0 * w for w in fitted.model.terms[0].weights])
+    blank = evaluate(without, frames[48:], silent)
     assert errors["dipole"]["rmse"] < 0.3 * blank["dipole"]["rmse"]
 
 
@@ -295,7 +301,7 @@ def test_frames_without_energies_or_forces_are_used_for_what_they_have(model: Mo
         replace(frames[2], dipole=None),
         *frames[3:],
     ]
-    assert np.isfinite(fit(mixed, small_config(model, rounds=1), silent).model.weights[0]).all()
+    assert np.isfinite(fit(mixed, small_config(model, rounds=1), silent).model.terms[0].weights[0]).all()
 
 
 def test_point_charge_floor_is_what_dipoles_leave(model: Model) -> None:

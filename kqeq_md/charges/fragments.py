@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from kqeq_md.charges.constraints import grouping
 from kqeq_md.electrostatics.lattice import reduced_cell
 from kqeq_md.elements import COVALENT_RADII
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import find_pairs, lattice_of
 from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats, Structure
@@ -86,9 +85,33 @@ def connected_fragments(structure: Structure) -> Fragments:
         StructureError: two atoms closer than 0.2 Angstrom.
     """
     centre, neighbour, vectors = bonds(structure)
-    graph = coo_array((np.ones(len(centre)), (centre, neighbour)), shape=(len(structure),) * 2)
-    group = connected_components(graph, directed=False)[1].astype(np.int64)
-    return _spanned(structure, group, False, centre, neighbour, vectors)
+    return _spanned(structure, connected_parts(len(structure), centre, neighbour), False, centre, neighbour, vectors)
+
+
+@compiled
+def connected_parts(n: int, centre: Ints, neighbour: Ints) -> Ints:
+    """Part of a graph that each of n nodes belongs to, counted in the order of their first nodes, shape (n,).
+
+    Each node knows an earlier one of its part, or is the first (union-find). scipy has the same, but loading its graphs
+    takes a tenth of a second.
+    """
+    earlier = np.arange(n)
+    for k in range(len(centre)):
+        i, j = centre[k], neighbour[k]
+        while earlier[i] != i:
+            earlier[i] = earlier[earlier[i]]
+            i = earlier[i]
+        while earlier[j] != j:
+            earlier[j] = earlier[earlier[j]]
+            j = earlier[j]
+        earlier[max(i, j)] = min(i, j)
+    part, found = np.empty(n, dtype=np.int64), 0
+    for i in range(n):
+        if earlier[i] == i:
+            part[i], found = found, found + 1
+        else:
+            part[i] = part[earlier[i]]
+    return part
 
 
 def given_fragments(structure: Structure, fragments: ArrayLike | Sequence[ArrayLike]) -> Fragments:

@@ -18,17 +18,16 @@ from __future__ import annotations
 from math import pi
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.electrostatics.gaussians import exponent, self_interaction
 from kqeq_md.errors import ChargeError
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import NeighbourList
 from kqeq_md.pair_search import Ints, Rows
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, row_blocks
+from kqeq_md.threads import in_parallel, row_blocks, worthwhile
 from kqeq_md.units import COULOMB_CONSTANT
 
 RADIUS = 6.0
@@ -69,8 +68,9 @@ class Preconditioner:
             ChargeError: the interaction of an atom and its neighbours is not positive definite.
         """
         if self._inverse is None or not follows or self._sorts != neighbours.sorts or self._excess > BUILD:
+            threads = worthwhile(self._threads, len(neighbours.order))
             self._inverse = SparseInverse(
-                neighbours, row_radius(neighbours), coulomb.gaussian_width, coulomb.hardness, self._threads
+                neighbours, row_radius(neighbours), coulomb.gaussian_width, coulomb.hardness, threads
             )
             self._sorts, self._usual, self._excess = neighbours.sorts, np.inf, 0.0
             self.builds += 1
@@ -135,7 +135,7 @@ class SparseInverse:
         return parts[0]
 
 
-@njit(**JIT)
+@compiled
 def count_lower(first: Ints, neighbour: Rows, owner: Rows, positions: Floats, radius: float) -> Ints:
     """Where each row of the lower triangle starts if every image within the radius has a place, and the total."""
     n = len(first) - 1
@@ -149,7 +149,7 @@ def count_lower(first: Ints, neighbour: Rows, owner: Rows, positions: Floats, ra
     return np.cumsum(room)
 
 
-@njit(**JIT)
+@compiled
 def lower_rows(
     first: Ints, neighbour: Rows, owner: Rows, positions: Floats, radius: float, room: Ints,
     column: Rows, vectors: NDArray[np.float32],
@@ -192,14 +192,14 @@ def lower_rows(
     return start
 
 
-@njit(**JIT)
+@compiled
 def distance2(positions: Floats, i: int, m: int) -> float:
     """|R_m - R_i|^2."""
     x, y, z = positions[m, 0] - positions[i, 0], positions[m, 1] - positions[i, 1], positions[m, 2] - positions[i, 2]
     return x * x + y * y + z * z
 
 
-@njit(**JIT)
+@compiled
 def approximate_rows(
     row: int, end: int, first: Ints, column: Rows, vectors: NDArray[np.float32],
     width: Floats, diagonal: Floats, coulomb_constant: float, value: NDArray[np.float32],
@@ -242,7 +242,7 @@ def approximate_rows(
     return -1
 
 
-@njit(**JIT)
+@compiled
 def normal_product(row: int, end: int, first: Ints, column: Rows, value: NDArray[np.float32], x: Floats) -> Floats:
     """G^T G x over some rows of G."""
     y = np.zeros(len(x))

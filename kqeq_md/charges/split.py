@@ -32,7 +32,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from scipy.linalg import LinAlgError, solve
 
 from kqeq_md.charges.cholesky import INDEFINITE
@@ -40,7 +39,7 @@ from kqeq_md.charges.conjugate_gradient import ITERATIONS, ROUNDING, check_curva
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.errors import ChargeError
 from kqeq_md.halo import Halo
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import Pairs
 from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats
@@ -110,7 +109,7 @@ def find_bonds(pairs: Pairs, species_all: Ints, compliance: Floats, cutoff: Floa
     return Bonds(first, pair, pairs.neighbour[pair], pairs.vectors[pair], values, slope, halo)
 
 
-@njit(**JIT)
+@compiled
 def bonds_among(
     first: Ints, neighbour: Ints, vectors: Floats, species: Ints, compliance: Floats, cutoff: Floats
 ) -> tuple[Ints, Ints, Floats, Floats]:
@@ -135,7 +134,7 @@ def bonds_among(
     return start, pair[:found].copy(), value[:found].copy(), slope[:found].copy()
 
 
-@njit(**JIT)
+@compiled
 def conductance(first: Ints, neighbour: Ints, compliance: Floats, potential: Floats, everywhere: Floats) -> Floats:
     """(X v)_i = sum_j c_ij (v_i - v_j)."""
     out = np.empty(len(first) - 1)
@@ -232,7 +231,9 @@ def solve_split(
         driving = np.zeros_like(guess)
         charges, induced, residual, size = state_of(driving)
     while True:
-        rounding = ROUNDING * _norm(bonds, induced, np.abs(unbound) + np.abs(charges))
+        rounding = ROUNDING * (
+            _norm(bonds, induced, np.abs(unbound) + np.abs(charges)) + split_size(bonds, electronegativity)
+        )
         target = max(tolerance * scale, rounding)
         if size <= target:
             return SplitSolution(charges, induced, driving, iterations)

@@ -1,10 +1,10 @@
-"""The SOAP power spectrum of every atom and its reverse.
+"""The SOAP power spectrum of groups of atoms and its reverse.
 
-    c_i,a,lm = sum_j f_nl(r_ij) r_ij^l Y_lm(r_ij),   a = (element of j, n); the centre is part of its own density
-    p_i,l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_i,a,lm c_i,b,lm,   a <= b, w_ab = 2 off the diagonal, 1 on it
+    p_l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_lm,a c_lm,b,   a <= b, w_ab = 2 off the diagonal, 1 on it
 
-so that p_i . p_j equals the sum over all (a, b). No gradient of a descriptor is ever stored: the reverse carries
-dE/dp back to dE/d(pair vectors).
+of the density c (`density.py`), so that p_i . p_j equals the sum over all (a, b). Kernels see it normalised. No
+gradient of a descriptor is ever stored: the reverse carries dE/dp back to dE/d(pair vectors). As everywhere in this
+folder the last axis of an array runs over the atoms of a group.
 
 Reference: Bartok, Kondor, Csanyi, Phys. Rev. B 87, 184115 (2013), doi:10.1103/PhysRevB.87.184115.
 """
@@ -14,16 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
 
-from kqeq_md.descriptor.harmonics import normalisation, solid_harmonics, solid_harmonics_vjp
-from kqeq_md.descriptor.radial import RadialTable, SoapParameters, radial_table
-from kqeq_md.jit import JIT
+from kqeq_md.descriptor.density import Ints, expand_density, expand_density_vjp
+from kqeq_md.descriptor.harmonics import normalisation
+from kqeq_md.descriptor.radial import SoapParameters, radial_table
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import Pairs
 from kqeq_md.structure import Floats
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,17 @@ class Descriptor:
 
     parameters: SoapParameters
     n_species: int
-    table: RadialTable = field(init=False, repr=False)
-    norm: Floats = field(init=False, repr=False)
+    _expansion: tuple[int, float, float, float, Floats, Floats, Floats] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", radial_table(self.parameters))
-        object.__setattr__(self, "norm", normalisation(self.parameters.l_max))
+        p, radial = self.parameters, radial_table(self.parameters)
+        tables = (
+            radial.values.reshape(len(radial.values), 2, -1),
+            p.central_weight * radial.at_zero,
+            normalisation(p.l_max),
+        )
+        expansion = (self.n_species, p.cutoff, radial.start, radial.spacing, *tables)
+        object.__setattr__(self, "_expansion", expansion)
 
     @property
     def size(self) -> int:
@@ -50,152 +52,110 @@ class Descriptor:
         channels = n_species * parameters.n_max
         return (parameters.l_max + 1) * channels * (channels + 1) // 2
 
-    def power_spectrum(self, pairs: Pairs, species_all: Ints) -> tuple[Floats, Floats]:
-        """p (n_local, size) and the density coefficients c (n_local, lm, a), which the reverse needs again.
+    def density(self, rows: Ints, pairs: Pairs, species_all: Ints) -> Floats:
+        """c_lm,a of the atoms `rows`, shape (lm, a, len(rows)).
 
         Args:
-            pairs: neighbours within the cutoff.
+            rows: the centres, shape (n,).
+            pairs: neighbours within the cutoff at least.
             species_all: element index of owned atoms and ghosts, shape (n_all,).
         """
-        table, p = self.table, self.parameters
-        c = expand_density(
-            pairs.first, pairs.neighbour, pairs.vectors, species_all, self.n_species,
-            p.cutoff, table.start, table.spacing, table.values, self.norm,
-        )  # fmt: skip
-        return contract(c, p.l_max), c
+        return expand_density(rows, pairs.first, pairs.neighbour, pairs.vectors, species_all, *self._expansion)
 
-    def power_spectrum_vjp(self, pairs: Pairs, species_all: Ints, c: Floats, grad_p: Floats) -> Floats:
-        """dE/d(pair vectors), shape (n_pairs, 3), from dE/dp, shape (n_local, size)."""
-        table, p = self.table, self.parameters
-        return expand_density_vjp(
-            pairs.first, pairs.neighbour, pairs.vectors, species_all,
-            p.cutoff, table.start, table.spacing, table.values, self.norm,
-            contract_vjp(c, p.l_max, grad_p),
-        )  # fmt: skip
+    def spectrum(self, c: Floats) -> tuple[Floats, Floats]:
+        """p / |p|, shape (size, n), and |p|, shape (n,); both zero where there is no density at all."""
+        p = contract(c, self.parameters.l_max + 1)
+        return p, normalise(p)
 
+    def spectrum_vjp(
+        self, rows: Ints, pairs: Pairs, species_all: Ints, c: Floats, unit: Floats, length: Floats,
+        grad_unit: Floats, out: Floats,
+    ) -> None:  # fmt: skip
+        """Add dE/d(pair vectors) of the pairs of `rows` to `out`, shape (n_pairs, 3).
 
-def contract(c: Floats, l_max: int) -> Floats:
-    """p_l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_a,lm c_b,lm over a <= b; shape (n, size)."""
-    n, _, channels = c.shape
-    a, b = np.triu_indices(channels)
-    weight = np.where(a == b, 1.0, np.sqrt(2.0))
-    out = np.empty((n, l_max + 1, len(a)))
-    for degree in range(l_max + 1):
-        c_l = c[:, degree**2 : (degree + 1) ** 2]
-        out[:, degree] = (c_l.transpose(0, 2, 1) @ c_l)[:, a, b] * (weight / np.sqrt(2 * degree + 1))
-    return out.reshape(n, -1)
+        Args:
+            rows, pairs, species_all: as in `density`.
+            c, unit, length: what `density` and `spectrum` gave.
+            grad_unit: dE/d(p / |p|), shape (size, n); spoilt.
+        """
+        normalise_vjp(unit, length, grad_unit)
+        grad_c = contract_vjp(c, self.parameters.l_max + 1, grad_unit)
+        pair_lists = (pairs.first, pairs.neighbour, pairs.vectors)
+        expand_density_vjp(rows, *pair_lists, species_all, *self._expansion, grad_c, out)
 
 
-def contract_vjp(c: Floats, l_max: int, grad_p: Floats) -> Floats:
-    """dE/dc, shape of c, from dE/dp."""
-    n, _, channels = c.shape
-    a, b = np.triu_indices(channels)
-    weight = np.where(a == b, 1.0, np.sqrt(2.0))
-    grad = grad_p.reshape(n, l_max + 1, len(a))
-    out = np.empty_like(c)
-    matrix = np.zeros((n, channels, channels))
-    for degree in range(l_max + 1):
-        matrix[:, a, b] = grad[:, degree] * (weight / np.sqrt(2 * degree + 1))
-        c_l = c[:, degree**2 : (degree + 1) ** 2]
-        out[:, degree**2 : (degree + 1) ** 2] = c_l @ (matrix + matrix.transpose(0, 2, 1))
+@compiled
+def contract(c: Floats, n_l: int) -> Floats:
+    """p_l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_lm,a c_lm,b over a <= b; shape (size, lanes)."""
+    channels, lanes = c.shape[1], c.shape[2]
+    p = np.empty((n_l * channels * (channels + 1) // 2, lanes))
+    d = 0
+    for degree in range(n_l):
+        low, high = degree * degree, (degree + 1) * (degree + 1)
+        for a in range(channels):
+            for b in range(a, channels):
+                weight = np.sqrt((1.0 if a == b else 2.0) / (2 * degree + 1))
+                for k in range(lanes):
+                    p[d, k] = weight * c[low, a, k] * c[low, b, k]
+                for lm in range(low + 1, high, 2):
+                    for k in range(lanes):
+                        p[d, k] += weight * (c[lm, a, k] * c[lm, b, k] + c[lm + 1, a, k] * c[lm + 1, b, k])
+                d += 1
+    return p
+
+
+@compiled
+def contract_vjp(c: Floats, n_l: int, grad_p: Floats) -> Floats:
+    """dE/dc, shape of c: dE/dc_lm,a = sum_b M_l,ab c_lm,b with M the symmetric matrix of dE/dp, its diagonal twice."""
+    channels, lanes = c.shape[1], c.shape[2]
+    matrix, out = np.empty((channels, channels, lanes)), np.empty(c.shape)
+    d = 0
+    for degree in range(n_l):
+        for a in range(channels):
+            for b in range(a, channels):
+                weight = np.sqrt((4.0 if a == b else 2.0) / (2 * degree + 1))
+                for k in range(lanes):
+                    matrix[a, b, k] = weight * grad_p[d, k]
+                for k in range(lanes):
+                    matrix[b, a, k] = matrix[a, b, k]
+                d += 1
+        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            for a in range(channels):
+                for k in range(lanes):
+                    out[lm, a, k] = 0.0 if channels % 2 == 0 else matrix[a, channels - 1, k] * c[lm, channels - 1, k]
+                for b in range(0, channels - 1, 2):
+                    for k in range(lanes):
+                        out[lm, a, k] += matrix[a, b, k] * c[lm, b, k] + matrix[a, b + 1, k] * c[lm, b + 1, k]
     return out
 
 
-@njit(**JIT)
-def interpolate(r: float, start: float, spacing: float, values: Floats, f: Floats, df: Floats) -> None:
-    """Cubic Hermite interpolation of f_nl and its derivative at distance r into f, df, shape (l_max + 1, n_max)."""
-    u = (r - start) / spacing
-    k = int(u)
-    u -= k
-    h01 = u * u * (3.0 - 2.0 * u)
-    h10 = spacing * u * (1.0 - u) ** 2
-    h11 = spacing * u * u * (u - 1.0)
-    e01 = 6.0 * u * (1.0 - u) / spacing
-    e10 = 1.0 + u * (3.0 * u - 4.0)
-    e11 = u * (3.0 * u - 2.0)
-    for degree in range(f.shape[0]):
-        for n in range(f.shape[1]):
-            left, right = values[k, 0, degree, n], values[k + 1, 0, degree, n]
-            slope_left, slope_right = values[k, 1, degree, n], values[k + 1, 1, degree, n]
-            f[degree, n] = left + h01 * (right - left) + h10 * slope_left + h11 * slope_right
-            df[degree, n] = e01 * (right - left) + e10 * slope_left + e11 * slope_right
+@compiled
+def normalise(p: Floats) -> Floats:
+    """Divide p, shape (size, lanes), by its length, which is returned, shape (lanes,); zero stays zero."""
+    lanes = p.shape[1]
+    length, inverse = np.zeros(lanes), np.zeros(lanes)
+    for d in range(len(p)):
+        for k in range(lanes):
+            length[k] += p[d, k] * p[d, k]
+    for k in range(lanes):
+        length[k] = np.sqrt(length[k])
+        inverse[k] = 1.0 / length[k] if length[k] > 0.0 else 0.0
+    for d in range(len(p)):
+        for k in range(lanes):
+            p[d, k] *= inverse[k]
+    return length
 
 
-@njit(**JIT)
-def expand_density(
-    first: Ints, neighbour: Ints, vectors: Floats, species: Ints, n_species: int,
-    cutoff: float, start: float, spacing: float, values: Floats, norm: Floats,
-) -> Floats:  # fmt: skip
-    """c_i,lm,a = sum_j f_nl(r_ij) r_ij^l Y_lm(r_ij), the centre at r = 0 included; shape (n_local, lm, a)."""
-    n_local, n_l, n_max = len(first) - 1, values.shape[2], values.shape[3]
-    c = np.zeros((n_local, n_l * n_l, n_species * n_max))
-    f, df = np.empty((n_l, n_max)), np.empty((n_l, n_max))
-    cosine, sine = np.zeros((n_l, n_l)), np.zeros((n_l, n_l))
-    for i in range(n_local):
-        interpolate(0.0, start, spacing, values, f, df)
-        for n in range(n_max):
-            c[i, 0, species[i] * n_max + n] += norm[0, 0] * f[0, n]
-        for pair in range(first[i], first[i + 1]):
-            x, y, z = vectors[pair]
-            r = np.sqrt(x * x + y * y + z * z)
-            if r >= cutoff:
-                continue
-            interpolate(r, start, spacing, values, f, df)
-            solid_harmonics(x, y, z, cosine, sine)
-            a0 = species[neighbour[pair]] * n_max
-            for degree in range(n_l):
-                lm0 = degree * degree + degree
-                for m in range(degree + 1):
-                    yc, ys = norm[degree, m] * cosine[degree, m], norm[degree, m] * sine[degree, m]
-                    for n in range(n_max):
-                        c[i, lm0 + m, a0 + n] += yc * f[degree, n]
-                    if m:
-                        for n in range(n_max):
-                            c[i, lm0 - m, a0 + n] += ys * f[degree, n]
-    return c
-
-
-@njit(**JIT)
-def expand_density_vjp(
-    first: Ints, neighbour: Ints, vectors: Floats, species: Ints,
-    cutoff: float, start: float, spacing: float, values: Floats, norm: Floats, grad: Floats,
-) -> Floats:  # fmt: skip
-    """dE/d(pair vectors), shape (n_pairs, 3), from grad = dE/dc, shape (n_local, lm, a)."""
-    n_local, n_l, n_max = len(first) - 1, values.shape[2], values.shape[3]
-    out = np.zeros(vectors.shape)
-    f, df = np.empty((n_l, n_max)), np.empty((n_l, n_max))
-    cosine, sine = np.zeros((n_l, n_l)), np.zeros((n_l, n_l))
-    grad_c, grad_s = np.zeros((n_l, n_l)), np.zeros((n_l, n_l))
-    for i in range(n_local):
-        for pair in range(first[i], first[i + 1]):
-            x, y, z = vectors[pair]
-            r = np.sqrt(x * x + y * y + z * z)
-            if r >= cutoff:
-                continue
-            interpolate(r, start, spacing, values, f, df)
-            solid_harmonics(x, y, z, cosine, sine)
-            a0 = species[neighbour[pair]] * n_max
-            radial = 0.0  # sum over lm of dE/dc df/dr Y_lm: the part along the pair
-            for degree in range(n_l):
-                lm0 = degree * degree + degree
-                for m in range(degree + 1):
-                    t = dt = 0.0
-                    for n in range(n_max):
-                        g = grad[i, lm0 + m, a0 + n]
-                        t += g * f[degree, n]
-                        dt += g * df[degree, n]
-                    grad_c[degree, m] = norm[degree, m] * t
-                    radial += norm[degree, m] * dt * cosine[degree, m]
-                    if m:
-                        t = dt = 0.0
-                        for n in range(n_max):
-                            g = grad[i, lm0 - m, a0 + n]
-                            t += g * f[degree, n]
-                            dt += g * df[degree, n]
-                        grad_s[degree, m] = norm[degree, m] * t
-                        radial += norm[degree, m] * dt * sine[degree, m]
-            gx, gy, gz = solid_harmonics_vjp(cosine, sine, grad_c, grad_s)
-            out[pair, 0] = gx + radial * x / r
-            out[pair, 1] = gy + radial * y / r
-            out[pair, 2] = gz + radial * z / r
-    return out
+@compiled
+def normalise_vjp(unit: Floats, length: Floats, grad: Floats) -> None:
+    """Turn dE/d(p / |p|), shape (size, lanes), into dE/dp: the part along p falls away."""
+    lanes = len(length)
+    along, inverse = np.zeros(lanes), np.zeros(lanes)
+    for d in range(len(unit)):
+        for k in range(lanes):
+            along[k] += unit[d, k] * grad[d, k]
+    for k in range(lanes):
+        inverse[k] = 1.0 / length[k] if length[k] > 0.0 else 0.0
+    for d in range(len(unit)):
+        for k in range(lanes):
+            grad[d, k] = (grad[d, k] - along[k] * unit[d, k]) * inverse[k]

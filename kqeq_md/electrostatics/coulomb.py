@@ -21,6 +21,7 @@ from kqeq_md.errors import StructureError
 from kqeq_md.latest import Latest
 from kqeq_md.neighbours import NeighbourList
 from kqeq_md.structure import Floats, Structure, plane
+from kqeq_md.threads import worthwhile
 
 SMALL = 400
 """Atoms. Open structures up to this size are summed directly: J is factorised faster than a mesh is set up."""
@@ -73,7 +74,7 @@ class Electrostatics:
         accuracy: target rms force error, eV/Angstrom. Splitting, cutoff and mesh follow from it and from the size of
             the charges, which is taken as 1 e until `serves` has seen larger ones.
         vacuum: between the images of a slab, Angstrom; None for as much as the accuracy needs.
-        threads: how many work at once.
+        threads: how many work at once, where there are atoms enough.
     """
 
     def __init__(
@@ -185,13 +186,13 @@ class Electrostatics:
         plan, cell = self.plan(structure)
         if plan is None:
             return DirectCoulomb(positions, width, hardness)
-        self._pairs.set(
-            neighbours, species, self._table(plan.splitting, plan.cutoff, self._accuracy_for_unit_charges), self.threads
-        )
-        meshes = [self._mesh(structure, positions, plan.splitting, cell, plan.cutoff, plan.window, plan.points)]
+        threads = worthwhile(self.threads, len(structure))
+        table = self._table(plan.splitting, plan.cutoff, self._accuracy_for_unit_charges)
+        self._pairs.set(neighbours, species, table, threads)
+        given = (structure, positions, plan.splitting, cell, plan.cutoff, threads)
+        meshes = [self._mesh(*given, plan.window, plan.points)]
         if len(structure) >= LARGE:
-            rough = (ROUGH_WINDOW, plan.rough_points)
-            meshes.append(self._mesh(structure, positions, plan.splitting, cell, plan.cutoff, *rough))
+            meshes.append(self._mesh(*given, ROUGH_WINDOW, plan.rough_points))
         return MeshCoulomb(
             positions, width, hardness, plan.splitting, self._pairs, meshes[0],
             rough_mesh=meshes[-1],
@@ -200,20 +201,20 @@ class Electrostatics:
         )  # fmt: skip
 
     def _mesh(
-        self, structure: Structure, positions: Floats, splitting: float, cell: Floats, reach: float,
+        self, structure: Structure, positions: Floats, splitting: float, cell: Floats, reach: float, threads: int,
         window: Window, points: MeshPoints,
     ) -> ParticleMesh:  # fmt: skip
         convolution: Convolution
         if structure.boundary == "open":
             spacing = window.coarseness / splitting
-            convolution = self._free(points, spacing, splitting, reach, window)
+            convolution = self._free(points, spacing, splitting, reach, window, threads)
             # mesh points stay where they are in space while atoms move
             origin: Floats = spacing * np.floor(positions.min(axis=0) / spacing)
             mesh_cell = np.diag(np.multiply(spacing, points))
         else:
-            convolution = self._periodic(cell.tobytes(), splitting, window, points)
+            convolution = self._periodic(cell.tobytes(), splitting, window, points, threads)
             origin, mesh_cell = np.zeros(3), cell
-        mesh = ParticleMesh(window, points, convolution, self.threads)
+        mesh = ParticleMesh(window, points, convolution, threads)
         inverse = np.linalg.inv(mesh_cell)
         fractional: Floats = ((positions - origin) @ inverse) % 1.0
         mesh.set(fractional, inverse)
@@ -222,10 +223,12 @@ class Electrostatics:
     def _make_table(self, splitting: float, cutoff: float, accuracy: float) -> PairTable:
         return pair_table(self.gaussian_width, splitting, cutoff, accuracy)
 
-    def _make_periodic(self, cell: bytes, splitting: float, window: Window, points: MeshPoints) -> PeriodicConvolution:
-        return PeriodicConvolution(np.frombuffer(cell).reshape(3, 3), splitting, window, points, self.threads)
+    def _make_periodic(
+        self, cell: bytes, splitting: float, window: Window, points: MeshPoints, threads: int
+    ) -> PeriodicConvolution:
+        return PeriodicConvolution(np.frombuffer(cell).reshape(3, 3), splitting, window, points, threads)
 
     def _make_free(
-        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window
+        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int
     ) -> FreeConvolution:
-        return FreeConvolution(points, spacing, splitting, reach, window, self.threads)
+        return FreeConvolution(points, spacing, splitting, reach, window, threads)

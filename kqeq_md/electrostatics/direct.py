@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 
 from kqeq_md.electrostatics.gaussians import exponent, screened, self_interaction
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -56,7 +55,7 @@ class DirectCoulomb:
         return grad_r, self.positions.T @ grad_r
 
 
-@njit(**JIT)
+@compiled
 def _pair_matrix(positions: Floats, width: Floats) -> Floats:
     """erf(g_ij r_ij) / r_ij off the diagonal."""
     n = len(positions)
@@ -68,7 +67,7 @@ def _pair_matrix(positions: Floats, width: Floats) -> Floats:
     return out
 
 
-@njit(**JIT)
+@compiled
 def _pair_product(positions: Floats, width: Floats, charges: Floats) -> Floats:
     """sum_(j != i) erf(g_ij r_ij) / r_ij q_j."""
     n = len(positions)
@@ -83,7 +82,7 @@ def _pair_product(positions: Floats, width: Floats, charges: Floats) -> Floats:
     return out
 
 
-@njit(**JIT)
+@compiled
 def _pair_field(positions: Floats, width: Floats, charges: Floats) -> Floats:
     """-sum_(j != i) q_j d/dR_i erf(g_ij r_ij) / r_ij."""
     n = len(positions)

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from math import exp, pi, prod, sqrt
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kqeq_md.electrostatics.gaussians import background, exponent, screened, self_interaction
 from kqeq_md.electrostatics.lattice import reduced_cell
 from kqeq_md.electrostatics.slab import padded_cell, padded_length, slab_field, slab_matrix, slab_potential, slab_strain
 from kqeq_md.errors import StructureError
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats, plane
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -199,7 +198,7 @@ def integer_grid(reach: Floats, cell: Floats) -> NDArray[np.int64]:
     return np.stack(grids, axis=-1).reshape(-1, 3)
 
 
-@njit(**JIT)
+@compiled
 def _nearest(positions: Floats, cell: Floats, inverse: Floats, i: int, j: int, d: Floats) -> None:
     """d = R_j - R_i, moved by lattice vectors to within half a cell along each of them."""
     for a in range(3):
@@ -210,7 +209,7 @@ def _nearest(positions: Floats, cell: Floats, inverse: Floats, i: int, j: int, d
             d[b] -= shift * cell[a, b]
 
 
-@njit(**JIT)
+@compiled
 def _real_matrix(
     positions: Floats, cell: Floats, inverse: Floats, width: Floats, images: Floats, alpha: float, cutoff: float
 ) -> Floats:
@@ -233,7 +232,7 @@ def _real_matrix(
     return out
 
 
-@njit(**JIT)
+@compiled
 def _real_gradient(
     positions: Floats, cell: Floats, inverse: Floats, width: Floats, charges: Floats, images: Floats,
     alpha: float, cutoff: float,

@@ -15,9 +15,8 @@ from __future__ import annotations
 from math import erf, exp, pi, sqrt
 
 import numpy as np
-from numba import njit
 
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -47,13 +46,13 @@ def background_potential(gaussian_width: Floats, charges: Floats, splitting: flo
     return out
 
 
-@njit(**JIT)
+@compiled
 def exponent(width_i: float, width_j: float) -> float:
     """g_ij = 1 / sqrt(2 (s_i^2 + s_j^2)), 1/Angstrom."""
     return 1.0 / sqrt(2.0 * (width_i * width_i + width_j * width_j))
 
 
-@njit(**JIT)
+@compiled
 def screened(g: float, r: float) -> tuple[float, float]:
     """erf(g r) / r and its derivative divided by r; finite at r = 0."""
     x = g * r

@@ -17,13 +17,12 @@ from math import pi
 from typing import Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import fft
 
 from kqeq_md.electrostatics.mesh_kernels import mesh_kernels
 from kqeq_md.electrostatics.window import Window, transform
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel
 from kqeq_md.units import COULOMB_CONSTANT
@@ -138,7 +137,7 @@ class PeriodicConvolution:
         return spectrum_strain(*self._waves, self._inverse, self.splitting, self.points[2], self._influence, spectrum)
 
 
-@njit(**JIT)
+@compiled
 def periodic_influence(
     x: Floats, y: Floats, z: Floats, damping_x: Floats, damping_y: Floats, damping_z: Floats,
     inverse: Floats, splitting: float, prefactor: float,
@@ -157,7 +156,7 @@ def periodic_influence(
     return out
 
 
-@njit(**JIT)
+@compiled
 def spectrum_strain(
     x: Floats, y: Floats, z: Floats, inverse: Floats, splitting: float, n_z: int, influence: Floats,
     spectrum: NDArray[np.complex128],

@@ -13,10 +13,9 @@ from math import exp, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 
 
@@ -37,7 +36,7 @@ def mesh_kernels(support: int) -> MeshKernels:
     """The four kernels for a window of `support` mesh points, a number that the compiler knows."""
     n_line = np.uint64(support)
 
-    @njit(**JIT)
+    @compiled
     def weigh(
         row: int, end: int, fractional: Floats, shape: float, points: NDArray[np.int64],
         base: NDArray[np.int32], weight: Floats,
@@ -56,7 +55,7 @@ def mesh_kernels(support: int) -> MeshKernels:
                     e = exp(root - shape)
                     weight[i, c, k] = (e + floor * floor / e - 2.0 * floor) * norm
 
-    @njit(**JIT)
+    @compiled
     def spread(row: int, end: int, base: NDArray[np.int32], weight: Floats, charges: Floats, mesh: Floats) -> None:
         """mesh += q_i w_x w_y w_z."""
         nx, ny, nz = mesh.shape
@@ -75,7 +74,7 @@ def mesh_kernels(support: int) -> MeshKernels:
                     for c in range(n_line):
                         points[line + c] += w_xy * w_z[c]
 
-    @njit(**JIT)
+    @compiled
     def interpolate(row: int, end: int, base: NDArray[np.int32], weight: Floats, mesh: Floats, out: Floats) -> None:
         """out_i = sum w_x w_y w_z mesh."""
         nx, ny, nz = mesh.shape
@@ -98,7 +97,7 @@ def mesh_kernels(support: int) -> MeshKernels:
                 total += summed[c] * weight[i, 2, c]
             out[i] = total
 
-    @njit(**JIT)
+    @compiled
     def differentiate(
         row: int, end: int, fractional: Floats, base: NDArray[np.int32], weight: Floats, shape: float, mesh: Floats,
         out: Floats,

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from math import ceil, pi, sqrt
 
 import numpy as np
-from numba import njit
 from scipy.special import erf
 
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -76,7 +75,7 @@ def _screened(g: Floats, r: Floats) -> tuple[Floats, Floats]:
     return value, np.where(small, series, slope)
 
 
-@njit(**JIT)
+@compiled
 def tabulated(table: Floats, u: float) -> tuple[float, float]:
     """Value and derivative (per spacing) of one pair's table at u = r / spacing."""
     below = int(u)

@@ -10,10 +10,9 @@ negative ones; a pair is written before it is known to count, and kept if it doe
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from kqeq_md.electrostatics.pair_table import PairTable, tabulated
-from kqeq_md.jit import JIT
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import NeighbourList
 from kqeq_md.pair_search import Ints, Rows
 from kqeq_md.structure import Floats
@@ -85,7 +84,7 @@ def _total(parts: list[Floats]) -> Floats:
     return parts[0]
 
 
-@njit(**JIT)
+@compiled
 def pair_values(
     row: int, end: int, first: Ints, neighbour: Rows, owner: Rows, positions: Floats, species: Rows,
     table: Floats, spacing: float, cutoff: float, start: Ints, stop: Ints, column: Rows, value: Floats,
@@ -108,7 +107,7 @@ def pair_values(
             value[k] = tabulated(rows[species[column[k]]], np.sqrt(value[k]) * per_spacing)[0]
 
 
-@njit(**JIT)
+@compiled
 def symmetric_product(row: int, end: int, start: Ints, stop: Ints, column: Rows, value: Floats, x: Floats) -> Floats:
     """y_i += f_ij x_j and y_j += f_ij x_i over the pairs of some rows."""
     y = np.zeros(len(x))
@@ -122,7 +121,7 @@ def symmetric_product(row: int, end: int, start: Ints, stop: Ints, column: Rows,
     return y
 
 
-@njit(**JIT)
+@compiled
 def pair_field(
     row: int, end: int, first: Ints, neighbour: Rows, owner: Rows, positions: Floats, species: Rows,
     table: Floats, spacing: float, cutoff: float, charges: Floats,

@@ -18,7 +18,6 @@ from functools import lru_cache
 from math import exp, pi, sqrt
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from kqeq_md.structure import Floats
 
@@ -37,28 +36,39 @@ class Window:
     coarseness: float
 
 
-def transform(support: int, shape: float, omega: Floats) -> Floats:
-    """Fourier transform of the window, integral of w(u) cos(omega u) du; omega in radians per mesh spacing."""
+def transform(support: int, shape: float | Floats, omega: Floats) -> Floats:
+    """Fourier transform of the window, integral of w(u) cos(omega u) du.
+
+    Args:
+        shape: one beta, or several.
+        omega: radians per mesh spacing, shape (n,).
+
+    Returns:
+        shape (n,), or (number of betas, n).
+    """
+    beta = np.asarray(shape)[..., None]
     # written with exp(-beta) so that large beta does not overflow
-    root = shape * np.sqrt(1.0 - _NODES**2)
-    value = (np.exp(root - shape) + np.exp(-root - shape) - 2.0 * exp(-shape)) / (1.0 - exp(-shape)) ** 2
-    wave = np.cos(np.multiply.outer(omega, 0.5 * support * _NODES))
-    out: Floats = 0.5 * support * wave @ (_WEIGHTS * value)
+    root = beta * np.sqrt(1.0 - _NODES**2)
+    value = (np.exp(root - beta) + np.exp(-root - beta) - 2.0 * np.exp(-beta)) / (1.0 - np.exp(-beta)) ** 2
+    wave = np.cos(np.multiply.outer(0.5 * support * _NODES, omega))
+    out: Floats = 0.5 * support * (_WEIGHTS * value) @ wave
     return out
 
 
-def alias_error(support: int, shape: float, coarseness: float, x: float) -> float:
+def alias_error(support: int, shape: float | Floats, coarseness: float, x: float) -> Floats:
     """Mean square force error of the aliases, relative to that of all waves: the integral that `Window` bounds.
 
     For random charges a wave k adds (exp(-kappa^2) / k)^2 k^2 dk to the mean square force, kappa = k / (2 alpha).
     Of its six nearest aliases each adds that times the square of [w^(k') / w^(k)] k' / k, with k' = 2 pi / h - k; the
     factor k' / k comes from differentiating the window. Waves below a twentieth of alpha are taken as those there.
+    One number for each shape.
     """
     kappa = 0.025 + 0.5 * (x - 0.025) * (_NODES + 1.0)
     omega = 2.0 * coarseness * kappa
     alias = 2.0 * pi - omega
     ratio = transform(support, shape, alias) / transform(support, shape, omega) * alias / omega
-    return float(6.0 * 0.5 * x * (_WEIGHTS * np.exp(-2.0 * kappa**2) * ratio**2).sum())
+    error: Floats = 6.0 * 0.5 * x * (ratio**2 @ (_WEIGHTS * np.exp(-2.0 * kappa**2)))
+    return error
 
 
 @lru_cache(maxsize=256)
@@ -71,11 +81,13 @@ def best_window(support: int, x: float) -> Window | None:
     bound = exp(-2.0 * x * x) / (4.0 * x)
 
     def shape_and_error(coarseness: float) -> tuple[float, float]:
-        found = minimize_scalar(
-            lambda shape: np.log(alias_error(support, shape, coarseness, x) + 1e-300),
-            bounds=(0.5 * support, pi * support), method="bounded", options={"xatol": 1e-3},
-        )  # fmt: skip
-        return float(found.x), float(np.exp(found.fun))
+        low, high = 0.5 * support, pi * support
+        for _ in range(2):  # a grid, and a finer one around its best point
+            shapes = np.linspace(low, high, 65)
+            errors = alias_error(support, shapes, coarseness, x)
+            best = int(errors.argmin())
+            low, high = shapes[max(best - 1, 0)], shapes[min(best + 1, 64)]
+        return float(shapes[best]), float(errors[best])
 
     fine, coarse = 0.25 * pi / x, pi / x  # twice as fine as, and twice as coarse as two points per shortest wave
     if shape_and_error(fine)[1] > bound:

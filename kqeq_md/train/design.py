@@ -7,7 +7,6 @@ serves unchanged. Weights are whitened: y = K U v, with U from `sparse.whitening
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.kernel import normalise, normalise_vjp, sparse_kernel
+from kqeq_md.kernel import sparse_kernel, weighted_powers_vjp
+from kqeq_md.local_part import LARGEST_GROUP, same_element
 from kqeq_md.neighbours import Pairs, find_pairs
 from kqeq_md.structure import Floats
+from kqeq_md.threads import kernel_threads
 from kqeq_md.train.data import Frame
 
 Progress = Callable[[Any, str], Any]
 """Wraps an iterable with a known length and a title; shows how far it is."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Atoms of one element side by side, as in `LocalPart`.
+
+    Attributes:
+        element: index of the element.
+        rows: the atoms, shape (n,).
+        density: c, shape (lm, a, n).
+        unit: normalised power spectrum, shape (size, n).
+        length: its norm, shape (n,).
+    """
+
+    element: int
+    rows: NDArray[np.int64]
+    density: Floats
+    unit: Floats
+    length: Floats
 
 
 @dataclass(frozen=True)
@@ -34,20 +54,22 @@ class Batch:
         start: atoms of frame f are start[f]:start[f + 1], shape (n_frames + 1,).
         species: element index, shape (n,).
         pairs: neighbours of all atoms.
-        unit, length, coefficients: normalised power spectrum, its norm, density coefficients.
+        groups: all atoms with their power spectra.
     """
 
     start: NDArray[np.int64]
     species: NDArray[np.int64]
     pairs: Pairs
-    unit: Floats
-    length: Floats
-    coefficients: Floats
+    groups: Sequence[Group]
 
     def per_frame(self, values: Floats) -> Floats:
         """Sums of per-atom values over each frame, shape (n_frames, ...)."""
         out: Floats = np.add.reduceat(values, self.start[:-1], axis=0)
         return out
+
+    def spectra(self, element: int) -> Floats:
+        """Normalised power spectra of all atoms of one element, in their order, shape (n, size)."""
+        return np.concatenate([group.unit.T for group in self.groups if group.element == element])
 
 
 def make_batch(frames: Sequence[Frame], descriptor: Descriptor, cutoff: float, elements: Sequence[int]) -> Batch:
@@ -63,9 +85,11 @@ def make_batch(frames: Sequence[Frame], descriptor: Descriptor, cutoff: float, e
     )
     numbers = np.concatenate([frame.structure.numbers for frame in frames])
     species = np.searchsorted(np.array(elements), numbers)
-    p, coefficients = descriptor.power_spectrum(pairs, species)
-    unit, length = normalise(p)
-    return Batch(start, species, pairs, unit, length, coefficients)
+    groups = []
+    for element, rows in same_element(species, LARGEST_GROUP):
+        density = descriptor.density(rows, pairs, species)
+        groups.append(Group(element, rows, density, *descriptor.spectrum(density)))
+    return Batch(start, species, pairs, groups)
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,8 @@ class Basis:
         out = np.zeros((len(batch.species), self.size))
         for element, columns in enumerate(self.columns):
             rows = np.flatnonzero(batch.species == element)
-            out[rows, columns] = sparse_kernel(batch.unit[rows], self.points[element], self.zeta) @ self.whiten[element]
+            kernel = sparse_kernel(batch.spectra(element), self.points[element], self.zeta)
+            out[rows, columns] = kernel @ self.whiten[element]
         return out
 
 
@@ -129,16 +154,18 @@ def force_design(
     centre = batch.pairs.centre
     pairs_of = [np.flatnonzero(batch.species[centre] == element) for element in range(len(basis.points))]
     raw = [[np.zeros((3 * n, len(points))) for points in basis.points] for _ in centre_weights]
-    overlaps = [batch.unit[batch.species == e] @ points.T for e, points in enumerate(basis.points)]
+    overlaps = [basis.points[group.element] @ group.unit for group in batch.groups]
 
     def fill(m: int) -> None:
-        grad_unit = np.zeros_like(batch.unit)
-        for element, points in enumerate(basis.points):
-            if m < len(points):
-                slope = basis.zeta * overlaps[element][:, m] ** (basis.zeta - 1)
-                grad_unit[batch.species == element] = slope[:, None] * points[m]
-        grad_p = normalise_vjp(batch.unit, batch.length, grad_unit)
-        grad = descriptor.power_spectrum_vjp(batch.pairs, batch.species, batch.coefficients, grad_p)
+        grad = np.zeros_like(batch.pairs.vectors)
+        for group, overlap in zip(batch.groups, overlaps, strict=True):
+            if m < len(overlap):
+                every = np.ones((1, 1)), float(basis.zeta), np.ones((1, len(group.rows)))
+                slope = weighted_powers_vjp(overlap[m : m + 1], *every)
+                descriptor.spectrum_vjp(
+                    group.rows, batch.pairs, batch.species, group.density, group.unit, group.length,
+                    np.outer(basis.points[group.element][m], slope), grad,
+                )  # fmt: skip
         for element, rows in enumerate(pairs_of):
             if m < len(basis.points[element]):
                 weighted = np.zeros_like(grad)
@@ -146,7 +173,7 @@ def force_design(
                     weighted[rows] = weights[centre[rows], None] * grad[rows]
                     columns[element][:, m] = -batch.pairs.scatter(weighted, n).ravel()
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(kernel_threads()) as pool:
         jobs = [pool.submit(fill, m) for m in range(most)]
         try:
             for job in progress(jobs, "reverse passes, one per sparse point"):

@@ -19,10 +19,10 @@ import numpy as np
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.kernel import sparse_kernel
-from kqeq_md.model import Model, usual_compliance
+from kqeq_md.model import Model, SoapTerm, usual_compliance
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Equilibrated, Potential
-from kqeq_md.short_range import repulsion
+from kqeq_md.short_range import add_repulsion
 from kqeq_md.structure import Floats
 from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, PerElement, per_element, per_pair, usual_radii
 from kqeq_md.train.data import Frame, species_of
@@ -56,11 +56,13 @@ def fit(frames: Sequence[Frame], config: Config, progress: Progress) -> Fitted:
             Hamiltonian, fields or fragments of a frame that do not go with the charge model.
     """
     blank = blank_model(frames, config)
-    descriptor = Descriptor(blank.soap, len(blank.species))
+    descriptor = Descriptor(config.descriptor, len(blank.species))
     batch = make_batch(frames, descriptor, blank.cutoff, blank.numbers)
     basis = choose_basis(batch, config)
     columns = 3 if config.charges.learns_reference else 2
-    blank = replace(blank, sparse_points=basis.points, weights=tuple(np.zeros((len(p), columns)) for p in basis.points))
+    weights = tuple(np.zeros((len(p), columns)) for p in basis.points)
+    term = replace(blank.terms[0], sparse_points=basis.points, weights=weights)
+    blank = replace(blank, terms=(term,))
     return _Fit(frames, config, blank, descriptor, batch, basis, progress).run()
 
 
@@ -74,13 +76,12 @@ def blank_model(frames: Sequence[Frame], config: Config) -> Model:
     def each(value: PerElement | None, usual: Floats, name: str) -> Floats:
         return np.array(per_element(value, species, usual, name))
 
+    no_points, no_weights = np.empty((0, Descriptor.size_for(config.descriptor, len(species)))), np.empty((0, 2))
+    blank = SoapTerm(config.descriptor, config.kernel.zeta, (no_points,) * len(species), (no_weights,) * len(species))
     fixed = charges.reference_charges
     return Model(
         species=species,
-        soap=config.descriptor,
-        zeta=config.kernel.zeta,
-        sparse_points=(np.zeros((1, Descriptor.size_for(config.descriptor, len(species)))),) * len(species),
-        weights=(np.zeros((1, 2)),) * len(species),
+        terms=(blank,),
         hardness=each(charges.hardness, zeros + HARDNESS[charges.model], "charges.hardness"),
         gaussian_width=each(charges.gaussian_width, widths, "charges.gaussian_width"),
         electronegativity_offset=zeros,
@@ -98,7 +99,7 @@ def choose_basis(batch: Batch, config: Config) -> Basis:
     """Sparse points of every species by farthest-point sampling, and their whitening."""
     generator = np.random.default_rng(config.seed)
     points = tuple(
-        farthest_points(batch.unit[batch.species == element], config.kernel.sparse_points, generator)
+        farthest_points(batch.spectra(element), config.kernel.sparse_points, generator)
         for element in range(int(batch.species.max()) + 1)
     )
     whiten = tuple(whitening(sparse_kernel(p, p, config.kernel.zeta)) for p in points)
@@ -258,7 +259,8 @@ class _Fit:
         structure, atoms = self.frames[f].structure, self._atoms(f)
         pairs = find_pairs(structure, self.blank.cutoff)
         radius = self.blank.repulsion_radius[self.batch.species[atoms]]
-        energies, gradient = repulsion(pairs, structure.numbers.astype(np.float64), radius)
+        energies, gradient = np.zeros(len(structure)), np.zeros_like(pairs.vectors)
+        add_repulsion(pairs, structure.numbers.astype(np.float64), radius, energies, gradient)
         return float(energies.sum()), -pairs.scatter(gradient, len(structure))
 
     def _force_designs(self, centre_weights: Sequence[Floats]) -> list[Floats]:
@@ -284,11 +286,11 @@ class _Fit:
 
     def _with_column(self, model: Model, solution: Floats, column: int) -> Model:
         """`model` with one column of its kernel weights and its constants set."""
-        weights = [w.copy() for w in model.weights]
+        weights = [w.copy() for w in model.terms[0].weights]
         for w, learned in zip(weights, self.basis.weights(solution[: self.basis.size]), strict=True):
             w[:, column] = learned
         constants = {CONSTANTS[column]: solution[self.basis.size :]}
-        return replace(model, weights=tuple(weights), **constants)  # type: ignore[arg-type]
+        return replace(model.with_weights(weights), **constants)  # type: ignore[arg-type]
 
 
 def _given(values: Floats | None) -> Floats:

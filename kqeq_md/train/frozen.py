@@ -146,7 +146,7 @@ def freeze(state: Equilibrated) -> Frozen:
     psi = state.reference_gradient
     if psi is not None:
         energy -= float(psi @ local.reference_charge)
-    grad_pairs = local.repulsion_gradient.copy()
+    grad_pairs = local.pair_gradient.copy()
     if problem.bonds is not None:
         grad_pairs[problem.bonds.pair] += bond_gradient(problem.bonds, equilibrium.tension)
     grad_r, _ = electrostatic_gradient(problem, state.hold, equilibrium)

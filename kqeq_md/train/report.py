@@ -9,7 +9,7 @@ import numpy as np
 
 from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.errors import KqeqError
-from kqeq_md.local_part import LocalPart
+from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
@@ -84,12 +84,12 @@ def evaluate(
 
 def evaluate_local_part(model: Model, frames: Sequence[Frame]) -> dict[str, Any]:
     """The same table for the short range alone, as if there were no charges."""
-    potential, errors = Potential(model), []
+    potential, kernels, errors = Potential(model), LocalKernels(model), []
     for frame in frames:
         structure = frame.structure
         species = potential.species_index(structure.numbers)
         pairs = find_pairs(structure, model.cutoff)
-        local = LocalPart(model, potential.descriptor, species, pairs)
+        local = LocalPart(kernels, species, pairs)
         gradient = pairs.scatter(local.gradient(np.zeros(len(structure))), len(structure))
         errors.append(_energy_and_force_errors(frame, float(local.energies.sum()), -gradient))
     return error_table(frames, errors)

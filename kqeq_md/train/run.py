@@ -10,16 +10,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kqeq_md import __version__
+from kqeq_md.compression import compress
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.reference import make_reference
+from kqeq_md.structure import Floats
 from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame, read_frames
 from kqeq_md.train.design import Progress
 from kqeq_md.train.fit import fit
+from kqeq_md.train.molecules import take_fragments
 from kqeq_md.train.report import evaluate, evaluate_local_part, format_table, point_charge_floor
 
 log = logging.getLogger("kqeq_md")
@@ -52,7 +57,8 @@ def train(config: Config, progress: Progress) -> Trained:
     fitted = fit(sets["train"], config, progress)
     if not fitted.level_determined:
         log.warning(LEVEL_WARNING)
-    errors = {name: evaluate(fitted.model, frames, progress) for name, frames in sets.items()}
+    compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
+    errors = {name: evaluate(compressed.model, frames, progress) for name, frames in sets.items()}
     alone = {name: evaluate_local_part(fitted.short_range_only, frames) for name, frames in sets.items()}
     floors = {name: point_charge_floor(frames) for name, frames in sets.items()}
     settings = asdict(config)
@@ -67,11 +73,24 @@ def train(config: Config, progress: Progress) -> Trained:
         "errors_short_range_only": alone,
         "point_charge_floor": floors,
         "level_determined": fitted.level_determined,
+        "low_rank_force_error": compressed.force_error,
     }
-    model = replace(fitted.model, training=json.loads(json.dumps(record)))
+    model = replace(compressed.model, training=json.loads(json.dumps(record)))
     largest = max(sets["train"], key=lambda frame: len(frame.structure)).structure
     model = replace(model, reference=make_reference(Potential(model), largest))
     return Trained(model, _text(errors, alone, floors))
+
+
+def all_forces(potential: Potential, frames: Sequence[Frame]) -> Floats:
+    """Forces on all atoms of all frames, eV/Angstrom, shape (n, 3)."""
+    out = []
+    for frame in frames:
+        if potential.charge_model.name == "fragments":
+            take_fragments(potential, frame)
+        forces = potential.compute(frame.structure, want=("forces",)).forces
+        assert forces is not None
+        out.append(forces)
+    return np.concatenate(out)
 
 
 def _check_elements(train_frames: Sequence[Frame], test_frames: Sequence[Frame]) -> None:

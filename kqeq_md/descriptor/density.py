@@ -1,0 +1,223 @@
+"""The smeared neighbour density of a group of atoms in radial functions and spherical harmonics, and its reverse.
+
+    c_lm,a,i = w delta_(l,0) f_n0(0) Y_00 [own element] + sum_j f_nl(r_ij) r_ij^l Y_lm(r_ij),   a = (element of j, n)
+
+The atoms of a group stand side by side on the last axis (index k), so that every loop over it works on several atoms
+at a time. Step t takes the t-th neighbour of one element of each atom; an atom that has none left sees one half a knot
+beyond the cutoff, where the table is zero (on the cutoff rounding decides on which side of the last knot it is).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kqeq_md.descriptor.harmonics import solid_harmonics, solid_harmonics_vjp
+from kqeq_md.jit import compiled
+from kqeq_md.structure import Floats
+
+Ints = NDArray[np.int64]
+
+TOGETHER = 4
+"""Steps of which the density is summed before it is stored: fewer trips to memory."""
+
+
+@compiled
+def neighbours_by_element(
+    rows: Ints, first: Ints, neighbour: Ints, vectors: Floats, species: Ints, n_species: int, cutoff: float
+) -> tuple[Ints, Ints]:
+    """The pairs of each atom within the cutoff, sorted by the element of the neighbour.
+
+    Returns:
+        pair[e, t, k], the t-th pair of atom rows[k] with element e, -1 where there is none; and how many steps each
+        element needs. The number of steps in `pair` is a multiple of `TOGETHER`.
+    """
+    lanes = len(rows)
+    counts = np.zeros((n_species, lanes), dtype=np.int64)
+    for k in range(lanes):
+        for p in range(first[rows[k]], first[rows[k] + 1]):
+            if vectors[p, 0] ** 2 + vectors[p, 1] ** 2 + vectors[p, 2] ** 2 < cutoff * cutoff:
+                counts[species[neighbour[p]], k] += 1
+    steps = np.zeros(n_species, dtype=np.int64)
+    for e in range(n_species):
+        steps[e] = counts[e].max()
+    most = (steps.max() + TOGETHER - 1) // TOGETHER * TOGETHER
+    pair = np.full((n_species, most, lanes), -1, dtype=np.int64)
+    counts[:] = 0
+    for k in range(lanes):
+        for p in range(first[rows[k]], first[rows[k] + 1]):
+            if vectors[p, 0] ** 2 + vectors[p, 1] ** 2 + vectors[p, 2] ** 2 < cutoff * cutoff:
+                e = species[neighbour[p]]
+                pair[e, counts[e, k], k] = p
+                counts[e, k] += 1
+    return pair, steps
+
+
+@compiled
+def look_up(pair: Ints, vectors: Floats, outside: float, x: Floats, y: Floats, z: Floats, r: Floats) -> None:
+    """Vectors and distances of the pairs of one step, each shape (lanes,); a missing one has the distance `outside`."""
+    for k in range(len(pair)):
+        p = pair[k]
+        if p >= 0:
+            x[k], y[k], z[k] = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        else:
+            x[k], y[k], z[k] = 0.0, 0.0, outside
+    for k in range(len(pair)):
+        r[k] = np.sqrt(x[k] * x[k] + y[k] * y[k] + z[k] * z[k])
+
+
+@compiled
+def radial_functions(r: Floats, start: float, spacing: float, table: Floats, f: Floats) -> None:
+    """f_nl(r) by cubic Hermite interpolation of a table (knots, 2, q), q = (l, n), into f, shape (q, lanes)."""
+    for k in range(len(r)):
+        u = (r[k] - start) / spacing
+        left = int(u)
+        u -= left
+        h01 = u * u * (3.0 - 2.0 * u)
+        h10 = spacing * u * (1.0 - u) ** 2
+        h11 = spacing * u * u * (u - 1.0)
+        for q in range(table.shape[2]):
+            rise = table[left + 1, 0, q] - table[left, 0, q]
+            f[q, k] = table[left, 0, q] + h01 * rise + h10 * table[left, 1, q] + h11 * table[left + 1, 1, q]
+
+
+@compiled
+def radial_functions_and_slopes(r: Floats, start: float, spacing: float, table: Floats, f: Floats, df: Floats) -> None:
+    """f_nl(r) as `radial_functions`, and df_nl/dr, the derivative of the same interpolation, into df, shape of f."""
+    for k in range(len(r)):
+        u = (r[k] - start) / spacing
+        left = int(u)
+        u -= left
+        h01 = u * u * (3.0 - 2.0 * u)
+        h10 = spacing * u * (1.0 - u) ** 2
+        h11 = spacing * u * u * (u - 1.0)
+        e01 = 6.0 * u * (1.0 - u) / spacing
+        e10 = 1.0 + u * (3.0 * u - 4.0)
+        e11 = u * (3.0 * u - 2.0)
+        for q in range(table.shape[2]):
+            rise = table[left + 1, 0, q] - table[left, 0, q]
+            f[q, k] = table[left, 0, q] + h01 * rise + h10 * table[left, 1, q] + h11 * table[left + 1, 1, q]
+            df[q, k] = e01 * rise + e10 * table[left, 1, q] + e11 * table[left + 1, 1, q]
+
+
+@compiled
+def add_neighbours(h: Floats, f: Floats, n_l: int, n_max: int, a0: int, c: Floats) -> None:
+    """c_lm,a += sum_t h_t,lm f_t,nl for the channels a0 ... a0 + n_max - 1 of one element, t over `TOGETHER` steps."""
+    for degree in range(n_l):
+        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            for n in range(n_max):
+                q = degree * n_max + n
+                for k in range(c.shape[2]):
+                    c[lm, a0 + n, k] += (
+                        (h[0, lm, k] * f[0, q, k] + h[1, lm, k] * f[1, q, k])
+                        + (h[2, lm, k] * f[2, q, k] + h[3, lm, k] * f[3, q, k])
+                    )  # fmt: skip
+
+
+@compiled
+def expand_density(
+    rows: Ints, first: Ints, neighbour: Ints, vectors: Floats, species: Ints, n_species: int,
+    cutoff: float, start: float, spacing: float, table: Floats, centre: Floats, norm: Floats,
+) -> Floats:  # fmt: skip
+    """c_lm,a of the atoms `rows`, shape (lm, a, lanes).
+
+    Args:
+        rows: the centres, of any elements, shape (lanes,).
+        first, neighbour, vectors: of `Pairs`.
+        species: element index of owned atoms and ghosts, shape (n_all,).
+        n_species, cutoff: of the descriptor.
+        start, spacing, table: of the radial functions, the table with shape (knots, 2, q).
+        centre: what each atom adds to its own density in l = 0, shape (n_max,).
+        norm: N_lm of the solid harmonics, shape (lm,).
+    """
+    lanes, n_max = len(rows), len(centre)
+    n_l = table.shape[2] // n_max
+    pair, steps = neighbours_by_element(rows, first, neighbour, vectors, species, n_species, cutoff)
+    x, y, z, r = np.empty(lanes), np.empty(lanes), np.empty(lanes), np.empty(lanes)
+    h, f = np.empty((TOGETHER, n_l * n_l, lanes)), np.empty((TOGETHER, n_l * n_max, lanes))
+    c = np.zeros((n_l * n_l, n_species * n_max, lanes))
+    for k in range(lanes):
+        for n in range(n_max):
+            c[0, species[rows[k]] * n_max + n, k] = centre[n]
+    for e in range(n_species):
+        for step in range(0, steps[e], TOGETHER):
+            for t in range(TOGETHER):
+                look_up(pair[e, step + t], vectors, cutoff + 0.5 * spacing, x, y, z, r)
+                solid_harmonics(x, y, z, n_l, h[t])
+                radial_functions(r, start, spacing, table, f[t])
+            add_neighbours(h, f, n_l, n_max, e * n_max, c)
+    for lm in range(n_l * n_l):
+        for a in range(n_species * n_max):
+            for k in range(lanes):
+                c[lm, a, k] *= norm[lm]
+    return c
+
+
+@compiled
+def add_channel(g: Floats, f: Floats, n_l: int, n_max: int, a0: int, n: int, t: Floats) -> None:
+    """t_lm += g_lm,a f_nl for the channel a = a0 + n."""
+    for degree in range(n_l):
+        q = degree * n_max + n
+        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            for k in range(g.shape[2]):
+                t[lm, k] += g[lm, a0 + n, k] * f[q, k]
+
+
+@compiled
+def sum_channels(g: Floats, f: Floats, n_l: int, n_max: int, a0: int, t: Floats) -> None:
+    """t_lm = sum_n g_lm,a f_nl over the channels a = a0 + n of one element."""
+    for degree in range(n_l):
+        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            for k in range(g.shape[2]):
+                t[lm, k] = 0.0
+            for n in range(0, n_max - 1, 2):
+                a, q = a0 + n, degree * n_max + n
+                for k in range(g.shape[2]):
+                    t[lm, k] += g[lm, a, k] * f[q, k] + g[lm, a + 1, k] * f[q + 1, k]
+    if n_max % 2:
+        add_channel(g, f, n_l, n_max, a0, n_max - 1, t)
+
+
+@compiled
+def expand_density_vjp(
+    rows: Ints, first: Ints, neighbour: Ints, vectors: Floats, species: Ints, n_species: int,
+    cutoff: float, start: float, spacing: float, table: Floats, centre: Floats, norm: Floats,
+    grad_c: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Add dE/d(pair vectors) of the pairs of `rows` to `out`, shape (n_pairs, 3), from dE/dc, shape (lm, a, lanes).
+
+    With t_lm = sum_n g_lm,a f_nl and u_lm = sum_n g_lm,a df_nl/dr the gradient of one pair is
+    sum_lm t_lm grad(r^l Y_lm) + (r / |r|) sum_lm u_lm r^l Y_lm. Other arguments as in `expand_density`.
+    """
+    lanes, n_max = len(rows), len(centre)
+    n_l = table.shape[2] // n_max
+    pair, steps = neighbours_by_element(rows, first, neighbour, vectors, species, n_species, cutoff)
+    x, y, z, r = np.empty(lanes), np.empty(lanes), np.empty(lanes), np.empty(lanes)
+    h, t = np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes))
+    f, df = np.empty((n_l * n_max, lanes)), np.empty((n_l * n_max, lanes))
+    grad, along = np.empty((3, lanes)), np.empty(lanes)
+    g = grad_c.copy()
+    for lm in range(n_l * n_l):
+        for a in range(n_species * n_max):
+            for k in range(lanes):
+                g[lm, a, k] *= norm[lm]
+    for e in range(n_species):
+        for step in range(steps[e]):
+            look_up(pair[e, step], vectors, cutoff + 0.5 * spacing, x, y, z, r)
+            solid_harmonics(x, y, z, n_l, h)
+            radial_functions_and_slopes(r, start, spacing, table, f, df)
+            sum_channels(g, df, n_l, n_max, e * n_max, t)
+            along[:] = 0.0
+            for lm in range(n_l * n_l):
+                for k in range(lanes):
+                    along[k] += t[lm, k] * h[lm, k]
+            for k in range(lanes):
+                along[k] /= r[k]
+                grad[0, k], grad[1, k], grad[2, k] = along[k] * x[k], along[k] * y[k], along[k] * z[k]
+            sum_channels(g, f, n_l, n_max, e * n_max, t)
+            solid_harmonics_vjp(h, n_l, t, grad)
+            for k in range(lanes):
+                p = pair[e, step, k]
+                if p >= 0:
+                    for b in range(3):
+                        out[p, b] += grad[b, k]
