@@ -21,8 +21,8 @@ from kqeq_md.threads import in_parallel
 
 Ints = NDArray[np.int64]
 
-LARGEST_GROUP = 64
-"""Atoms that are worked on side by side: their density coefficients still fit into the second cache."""
+LARGEST_GROUP = 256
+"""Atoms whose overlaps with all sparse points make one product of matrices: each fetches the points from memory."""
 
 SMALLEST_GROUP = 16
 """Atoms. Fewer leave a vector unit half empty."""
@@ -74,13 +74,13 @@ class Group:
     Attributes:
         element: index of the element.
         rows: the atoms, shape (n,).
-        density: c, shape (lm, a, n).
+        density: c in blocks, shapes (lm, a, lanes).
         overlap: o = u_m . u, shape (m, n).
     """
 
     element: int
     rows: Ints
-    density: Floats
+    density: list[Floats]
     overlap: Floats
 
 

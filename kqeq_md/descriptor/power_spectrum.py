@@ -11,6 +11,7 @@ Reference: Bartok, Kondor, Csanyi, Phys. Rev. B 87, 184115 (2013), doi:10.1103/P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,9 @@ from kqeq_md.descriptor.radial import SoapParameters, radial_table
 from kqeq_md.jit import compiled
 from kqeq_md.neighbours import Pairs
 from kqeq_md.structure import Floats
+
+BLOCK = 64
+"""Atoms side by side: enough for vector instructions, few enough for their density to stay in the second cache."""
 
 
 @dataclass(frozen=True)
@@ -52,43 +56,53 @@ class Descriptor:
         channels = n_species * parameters.n_max
         return (parameters.l_max + 1) * channels * (channels + 1) // 2
 
-    def density(self, rows: Ints, pairs: Pairs, species_all: Ints) -> Floats:
-        """c_lm,a of the atoms `rows`, shape (lm, a, len(rows)).
+    def density(self, rows: Ints, pairs: Pairs, species_all: Ints) -> list[Floats]:
+        """c_lm,a of the atoms `rows`, `BLOCK` at a time, shapes (lm, a, lanes).
 
         Args:
             rows: the centres, shape (n,).
             pairs: neighbours within the cutoff at least.
             species_all: element index of owned atoms and ghosts, shape (n_all,).
         """
-        return expand_density(rows, pairs.first, pairs.neighbour, pairs.vectors, species_all, *self._expansion)
+        lists = (pairs.first, pairs.neighbour, pairs.vectors, species_all)
+        return [expand_density(block, *lists, *self._expansion) for block in blocks_of(rows)]
 
-    def spectrum(self, c: Floats) -> tuple[Floats, Floats]:
+    def spectrum(self, density: Sequence[Floats]) -> tuple[Floats, Floats]:
         """p / |p|, shape (size, n), and |p|, shape (n,); both zero where there is no density at all."""
-        p = contract(c, self.parameters.l_max + 1)
+        p, begin = np.empty((self.size, sum(c.shape[2] for c in density))), 0
+        for c in density:
+            contract(c, self.parameters.l_max + 1, begin, p)
+            begin += c.shape[2]
         return p, normalise(p)
 
     def spectrum_vjp(
-        self, rows: Ints, pairs: Pairs, species_all: Ints, c: Floats, unit: Floats, length: Floats,
+        self, rows: Ints, pairs: Pairs, species_all: Ints, density: Sequence[Floats], unit: Floats, length: Floats,
         grad_unit: Floats, out: Floats,
     ) -> None:  # fmt: skip
         """Add dE/d(pair vectors) of the pairs of `rows` to `out`, shape (n_pairs, 3).
 
         Args:
             rows, pairs, species_all: as in `density`.
-            c, unit, length: what `density` and `spectrum` gave.
+            density, unit, length: what `density` and `spectrum` gave.
             grad_unit: dE/d(p / |p|), shape (size, n); spoilt.
         """
         normalise_vjp(unit, length, grad_unit)
-        grad_c = contract_vjp(c, self.parameters.l_max + 1, grad_unit)
-        pair_lists = (pairs.first, pairs.neighbour, pairs.vectors)
-        expand_density_vjp(rows, *pair_lists, species_all, *self._expansion, grad_c, out)
+        lists, begin = (pairs.first, pairs.neighbour, pairs.vectors, species_all), 0
+        for block, c in zip(blocks_of(rows), density, strict=True):
+            grad_c = contract_vjp(c, self.parameters.l_max + 1, begin, grad_unit)
+            expand_density_vjp(block, *lists, *self._expansion, grad_c, out)
+            begin += len(block)
+
+
+def blocks_of(rows: Ints) -> list[Ints]:
+    """The atoms in their order, `BLOCK` at a time."""
+    return [rows[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK)]
 
 
 @compiled
-def contract(c: Floats, n_l: int) -> Floats:
-    """p_l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_lm,a c_lm,b over a <= b; shape (size, lanes)."""
-    channels, lanes = c.shape[1], c.shape[2]
-    p = np.empty((n_l * channels * (channels + 1) // 2, lanes))
+def contract(c: Floats, n_l: int, begin: int, p: Floats) -> None:
+    """p_l,ab = sqrt(w_ab / (2 l + 1)) sum_m c_lm,a c_lm,b over a <= b, into the columns of p from `begin` on."""
+    channels, lanes, first = c.shape[1], np.uint64(c.shape[2]), np.uint64(begin)  # unsigned: no negative indices
     d = 0
     for degree in range(n_l):
         low, high = degree * degree, (degree + 1) * (degree + 1)
@@ -96,26 +110,28 @@ def contract(c: Floats, n_l: int) -> Floats:
             for b in range(a, channels):
                 weight = np.sqrt((1.0 if a == b else 2.0) / (2 * degree + 1))
                 for k in range(lanes):
-                    p[d, k] = weight * c[low, a, k] * c[low, b, k]
+                    p[d, first + k] = weight * c[low, a, k] * c[low, b, k]
                 for lm in range(low + 1, high, 2):
                     for k in range(lanes):
-                        p[d, k] += weight * (c[lm, a, k] * c[lm, b, k] + c[lm + 1, a, k] * c[lm + 1, b, k])
+                        p[d, first + k] += weight * (c[lm, a, k] * c[lm, b, k] + c[lm + 1, a, k] * c[lm + 1, b, k])
                 d += 1
-    return p
 
 
 @compiled
-def contract_vjp(c: Floats, n_l: int, grad_p: Floats) -> Floats:
-    """dE/dc, shape of c: dE/dc_lm,a = sum_b M_l,ab c_lm,b with M the symmetric matrix of dE/dp, its diagonal twice."""
-    channels, lanes = c.shape[1], c.shape[2]
-    matrix, out = np.empty((channels, channels, lanes)), np.empty(c.shape)
+def contract_vjp(c: Floats, n_l: int, begin: int, grad_p: Floats) -> Floats:
+    """dE/dc, shape of c, from the columns of dE/dp from `begin` on.
+
+    dE/dc_lm,a = sum_b M_l,ab c_lm,b with M the symmetric matrix of dE/dp, its diagonal twice.
+    """
+    channels, lanes, first = c.shape[1], np.uint64(c.shape[2]), np.uint64(begin)  # unsigned: no negative indices
+    matrix, out = np.empty((channels, channels, c.shape[2])), np.empty(c.shape)
     d = 0
     for degree in range(n_l):
         for a in range(channels):
             for b in range(a, channels):
                 weight = np.sqrt((4.0 if a == b else 2.0) / (2 * degree + 1))
                 for k in range(lanes):
-                    matrix[a, b, k] = weight * grad_p[d, k]
+                    matrix[a, b, k] = weight * grad_p[d, first + k]
                 for k in range(lanes):
                     matrix[b, a, k] = matrix[a, b, k]
                 d += 1

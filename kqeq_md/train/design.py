@@ -34,14 +34,14 @@ class Group:
     Attributes:
         element: index of the element.
         rows: the atoms, shape (n,).
-        density: c, shape (lm, a, n).
+        density: c in blocks, shapes (lm, a, lanes).
         unit: normalised power spectrum, shape (size, n).
         length: its norm, shape (n,).
     """
 
     element: int
     rows: NDArray[np.int64]
-    density: Floats
+    density: list[Floats]
     unit: Floats
     length: Floats
 
