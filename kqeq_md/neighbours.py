@@ -21,6 +21,7 @@ from kqeq_md.errors import KqeqError, StructureError
 from kqeq_md.jit import compiled
 from kqeq_md.pair_search import Ints, Rows, Shifts, half_list, images_within, sort_into_bins
 from kqeq_md.structure import Floats, Structure
+from kqeq_md.threads import in_parallel, row_blocks
 
 SHORTEST_DISTANCE = 0.2
 """Angstrom. Closer atoms are a mistake in the input (two atoms on one site), not physics."""
@@ -142,8 +143,11 @@ class NeighbourList:
             self._sort(structure, lattice)
         self._build(structure, lattice, cutoff)
 
-    def pairs(self, cutoff: float) -> Pairs:
+    def pairs(self, cutoff: float, threads: int = 1) -> Pairs:
         """All directed pairs of atoms below `cutoff` (Angstrom) in the sorted order; neighbours are the owners' rows.
+
+        Each thread takes some rows of the half list. It counts first, so that it knows where its pairs go; their order
+        within a centre depends on the number of threads.
 
         Raises:
             KqeqError: a cutoff beyond the one that the list was made good for.
@@ -151,17 +155,28 @@ class NeighbourList:
         """
         if not 0.0 < cutoff <= self._cutoff:
             raise KqeqError(f"`cutoff` must be positive and at most {self._cutoff:g}, as in `update`, got {cutoff!r}")
-        half = (self.first, self.neighbour, self.owner, self.positions)
-        none, free = np.empty(0, dtype=np.int64), np.zeros(len(self.first), dtype=np.int64)
-        shortest, i, j = directed_pairs(*half, cutoff, free, none, np.empty((0, 3)))
+        blocks = row_blocks(self.first, threads) or [(0, len(self.first) - 1)]
+        counts = [np.zeros(len(self.first) - 1, dtype=np.int64) for _ in blocks]
+        half = (self.first, self.neighbour, self.owner, self.positions, cutoff)
+        nothing = (np.empty(0, dtype=np.int64), np.empty((0, 3)))
+
+        def count(block: int) -> tuple[float, int, int]:
+            return directed_pairs(*blocks[block], *half, counts[block], *nothing)
+
+        shortest, i, j = min(in_parallel(count, range(len(blocks))))
         if shortest < SHORTEST_DISTANCE:
             raise StructureError(
                 f"`positions`: atoms {self.order[i]} and {self.order[j]} overlap, {shortest:.3g} Angstrom apart "
                 f"(at least {SHORTEST_DISTANCE} needed)"
             )
-        first = np.concatenate([[0], np.cumsum(free[:-1])])
+        first = np.concatenate([[0], np.cumsum(sum(counts))])
         neighbour, vectors = np.empty(first[-1], dtype=np.int64), np.empty((first[-1], 3))
-        directed_pairs(*half, cutoff, first.copy(), neighbour, vectors)
+        free = [first[:-1] + sum(counts[:block]) for block in range(len(blocks))]
+
+        def write(block: int) -> None:
+            directed_pairs(*blocks[block], *half, free[block], neighbour, vectors)
+
+        in_parallel(write, range(len(blocks)))
         return Pairs(first, neighbour, vectors)
 
     @property
@@ -295,16 +310,16 @@ def place_images(positions: Floats, owner: Rows, shifts: Shifts, lattice: Floats
 
 @compiled
 def directed_pairs(
-    first: Ints, neighbour: Rows, owner: Rows, positions: Floats, cutoff: float,
+    begin: int, end: int, first: Ints, neighbour: Rows, owner: Rows, positions: Floats, cutoff: float,
     free: Ints, directed: Ints, vectors: Floats,
 ) -> tuple[float, int, int]:  # fmt: skip
-    """Both directions of each pair below the cutoff, written where free[centre] says, which moves on.
+    """Both directions of each pair below the cutoff in some rows, written where free[centre] says, which moves on.
 
     Without room in `directed` they are only counted. Returns the shortest distance and the two atoms' rows.
     """
     shortest, i_shortest, j_shortest = np.inf, 0, 0
     d = np.empty(3)
-    for i in range(len(first) - 1):
+    for i in range(begin, end):
         for k in range(first[i], first[i + 1]):
             for a in range(3):
                 d[a] = positions[neighbour[k], a] - positions[i, a]

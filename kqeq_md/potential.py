@@ -267,7 +267,7 @@ class Potential:
         self._update_neighbours(structure)
         order = self._neighbours.order
         if pairs is None:
-            return order, self._neighbours.pairs(self.cutoff), halo
+            return order, self._neighbours.pairs(self.cutoff, self.threads), halo
         return order, pairs.of(order), OrderedHalo(halo, order)
 
     def _short_range(self, structure: Structure, pairs: Pairs | None, halo: Halo, want: Collection[str]) -> Result:

@@ -144,6 +144,23 @@ def test_ipi(gap: Path, crystal: dict[str, Any]) -> None:
     assert b"dipole" not in encode_result(result)
 
 
+def test_eval_and_diagnose(gap: Path, crystal: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    """Energies and forces are compared, charges are not; there is nothing to diagnose or to check."""
+    n = len(crystal["numbers"])
+    atoms = Atoms(crystal["numbers"], crystal["positions"], cell=crystal["cell"], pbc=True)
+    atoms.info["REF_energy"] = crystal["energy"] + 0.001 * n
+    atoms.arrays |= {"REF_forces": np.array(crystal["forces"]), "REF_charges": np.ones(n)}
+    write(tmp_path / "labelled.xyz", atoms, format="extxyz")
+    assert main(["eval", str(gap), str(tmp_path / "labelled.xyz"), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["energy_per_atom"]["rmse"] == pytest.approx(0.001, rel=1e-5)
+    assert table["forces"]["rmse"] < 1e-7
+    assert "charges" not in table
+    for command, message in (("diagnose", "the model has no charges"), ("check", "no reference structure")):
+        assert main([command, str(gap)]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_low_rank_and_info(gap: Path, crystal: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     """Too few sparse points for a lower rank: refused; the table of the model names its terms."""
     atoms = Atoms(crystal["numbers"], crystal["positions"], cell=crystal["cell"], pbc=True)

@@ -154,28 +154,24 @@ def expand_density(
 
 
 @compiled
-def add_channel(g: Floats, f: Floats, n_l: int, n_max: int, a0: int, n: int, t: Floats) -> None:
-    """t_lm += g_lm,a f_nl for the channel a = a0 + n."""
-    for degree in range(n_l):
-        q = degree * n_max + n
-        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-            for k in range(g.shape[2]):
-                t[lm, k] += g[lm, a0 + n, k] * f[q, k]
-
-
-@compiled
-def sum_channels(g: Floats, f: Floats, n_l: int, n_max: int, a0: int, t: Floats) -> None:
-    """t_lm = sum_n g_lm,a f_nl over the channels a = a0 + n of one element."""
+def sum_channels(g: Floats, f: Floats, df: Floats, n_l: int, n_max: int, a0: int, t: Floats, u: Floats) -> None:
+    """t_lm = sum_n g_lm,a f_nl and u_lm = sum_n g_lm,a df_nl/dr over the channels a = a0 + n of one element."""
+    lanes, fours = g.shape[2], n_max - n_max % 4  # four at a time: fewer trips to memory
     for degree in range(n_l):
         for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-            for k in range(g.shape[2]):
-                t[lm, k] = 0.0
-            for n in range(0, n_max - 1, 2):
+            for k in range(lanes):
+                t[lm, k] = u[lm, k] = 0.0
+            for n in range(0, fours, 4):
                 a, q = a0 + n, degree * n_max + n
-                for k in range(g.shape[2]):
-                    t[lm, k] += g[lm, a, k] * f[q, k] + g[lm, a + 1, k] * f[q + 1, k]
-    if n_max % 2:
-        add_channel(g, f, n_l, n_max, a0, n_max - 1, t)
+                for k in range(lanes):
+                    g0, g1, g2, g3 = g[lm, a, k], g[lm, a + 1, k], g[lm, a + 2, k], g[lm, a + 3, k]
+                    t[lm, k] += (g0 * f[q, k] + g1 * f[q + 1, k]) + (g2 * f[q + 2, k] + g3 * f[q + 3, k])
+                    u[lm, k] += (g0 * df[q, k] + g1 * df[q + 1, k]) + (g2 * df[q + 2, k] + g3 * df[q + 3, k])
+            for n in range(fours, n_max):
+                a, q = a0 + n, degree * n_max + n
+                for k in range(lanes):
+                    t[lm, k] += g[lm, a, k] * f[q, k]
+                    u[lm, k] += g[lm, a, k] * df[q, k]
 
 
 @compiled
@@ -193,7 +189,7 @@ def expand_density_vjp(
     n_l = table.shape[2] // n_max
     pair, steps = neighbours_by_element(rows, first, neighbour, vectors, species, n_species, cutoff)
     x, y, z, r = np.empty(lanes), np.empty(lanes), np.empty(lanes), np.empty(lanes)
-    h, t = np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes))
+    h, t, u = np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes))
     f, df = np.empty((n_l * n_max, lanes)), np.empty((n_l * n_max, lanes))
     grad, along = np.empty((3, lanes)), np.empty(lanes)
     g = grad_c.copy()
@@ -206,15 +202,14 @@ def expand_density_vjp(
             look_up(pair[e, step], vectors, cutoff + 0.5 * spacing, x, y, z, r)
             solid_harmonics(x, y, z, n_l, h)
             radial_functions_and_slopes(r, start, spacing, table, f, df)
-            sum_channels(g, df, n_l, n_max, e * n_max, t)
+            sum_channels(g, f, df, n_l, n_max, e * n_max, t, u)
             along[:] = 0.0
             for lm in range(n_l * n_l):
                 for k in range(lanes):
-                    along[k] += t[lm, k] * h[lm, k]
+                    along[k] += u[lm, k] * h[lm, k]
             for k in range(lanes):
                 along[k] /= r[k]
                 grad[0, k], grad[1, k], grad[2, k] = along[k] * x[k], along[k] * y[k], along[k] * z[k]
-            sum_channels(g, f, n_l, n_max, e * n_max, t)
             solid_harmonics_vjp(h, n_l, t, grad)
             for k in range(lanes):
                 p = pair[e, step, k]

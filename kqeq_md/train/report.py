@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def evaluate(
         KqeqError: naming the frame.
     """
     potential = Potential(model, charges=charges, fragments=CONNECTIVITY if fragments else None)
-    in_fragments = fragments or potential.charge_model.name == "fragments"
+    in_fragments = fragments or (potential.has_charges and potential.charge_model.name == "fragments")
     errors, residuals, polarizabilities = [], [], []
     for frame in progress(frames, "evaluating"):
         try:
@@ -68,7 +69,7 @@ def evaluate(
             answer = response(potential, frame.structure) if labelled or with_response else None
         except KqeqError as error:
             raise KqeqError(f"{frame.place}: {error}") from None
-        errors.append(_errors(frame, result, answer))
+        errors.append(_errors(frame if potential.has_charges else replace(frame, charges=None), result, answer))
         if result.reference_residual is not None:
             residuals.append(float(np.mean(result.reference_residual**2)))
         if answer is not None and with_response:
