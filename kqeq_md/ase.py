@@ -51,7 +51,7 @@ class KQEq(Calculator):
         charges: how charge flows, "qeq", "fragments" or "split"; by default as the model was trained.
         fragments: as in `Potential`, or the name of an array of the atoms that holds molecule numbers (`mol-id` where
             ASE has read a LAMMPS data file).
-        fragment_charges, reference_charges, threads: as in `Potential`.
+        fragment_charges, reference_charges, threads, kernel: as in `Potential`.
 
     Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, and for slabs whose `atoms.cell` has a
     vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
@@ -87,6 +87,7 @@ class KQEq(Calculator):
         fragment_charges: ArrayLike | None = None,
         reference_charges: Mapping[str, float] | None = None,
         threads: int | None = None,
+        kernel: str | None = None,
     ) -> None:
         super().__init__()
         self._array = fragments if isinstance(fragments, str) and fragments != CONNECTIVITY else None
@@ -94,7 +95,7 @@ class KQEq(Calculator):
         # an array of the atoms is known once there are atoms; until then its name stands for any fragments
         given = CONNECTIVITY if self._array is not None else fragments
         self.potential = Potential(
-            model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges, threads
+            model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges, threads, kernel
         )
         self.set(charge=charge, field=field)
 

@@ -274,6 +274,8 @@ def _import_gap(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import save_model
 
     _check_output(arguments.output)
+    if arguments.output.exists() and arguments.output.samefile(arguments.gap):
+        raise KqeqError(f"`--output` must not be the GAP file itself, got {arguments.output}")
     model = import_gap(arguments.gap)
     if arguments.low_rank is not None:
         model = _with_low_rank(model, _structures(arguments.low_rank))
@@ -283,13 +285,14 @@ def _import_gap(arguments: argparse.Namespace) -> int:
 
 
 def _with_low_rank(model: Model, structures: list[Structure]) -> Model:
-    from kqeq_md.compression import LARGEST_FORCE_ERROR, compress, forces_on
+    from kqeq_md.compression import LARGEST_FORCE_ERROR, STEP, compress, forces_on
 
     compressed = compress(model, forces_on(structures))
     if compressed.force_error is None:
         raise KqeqError(
-            f"`--low-rank` needs a kernel with zeta = 2 that changes forces by less than {LARGEST_FORCE_ERROR:g} of "
-            "them on the structures given; this model has none"
+            f"`--low-rank` found no lower rank that changes forces on these structures by less than "
+            f"{LARGEST_FORCE_ERROR:g} of them: it needs a kernel with zeta = 2, more than {STEP} sparse points per "
+            "element, and structures in which atoms feel forces"
         )
     print(f"low rank: forces change by {compressed.force_error:.1e} of their rms")
     training = {**compressed.model.training, "low_rank_force_error": compressed.force_error}

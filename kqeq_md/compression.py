@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
@@ -42,9 +43,9 @@ def compress(model: Model, forces: Callable[[Potential], Floats]) -> Compressed:
         forces: those of a potential on the structures that count, eV/Angstrom.
     """
     squares = [term for term in model.terms if term.zeta == 2]
-    few = min((len(points) for term in squares for points in term.sparse_points if len(points)), default=0)
+    most = max((sum(map(len, term.sparse_points)) for term in squares), default=0) / len(model.species)
     none = Compressed(replace(model, terms=tuple(replace(term, low_rank=None) for term in model.terms)), None)
-    exact = forces(Potential(none.model)) if few > STEP else np.zeros(0)
+    exact = forces(Potential(none.model)) if most > STEP else np.zeros(0)
     if not exact.any():
         return none
 
@@ -53,7 +54,7 @@ def compress(model: Model, forces: Callable[[Potential], Floats]) -> Compressed:
         error = forces(Potential(other)) - exact
         return Compressed(other, float(np.sqrt(np.mean(error**2) / np.mean(exact**2))))
 
-    good, too_low, enough = none, 0, -(-few // STEP)  # in steps; all sparse points are enough
+    good, too_low, enough = none, 0, ceil(most / STEP)  # in steps; all sparse points are enough
     while enough - too_low > 1:
         middle = (too_low + enough) // 2
         candidate = tried(STEP * middle)

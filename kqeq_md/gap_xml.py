@@ -103,7 +103,7 @@ def read_gap(path: str | Path) -> GapFile:
             energies=_energies(_only(parameters, "GAP_data")),
             terms=tuple(_term(element, Path(path).parent) for element in elements),
         )
-    except ParseError as error:
+    except (ParseError, ValueError, LookupError) as error:  # the last two: encodings that are none
         raise ModelError(f"GAP file {path} is not well-formed XML: {error}") from None
     except OSError as error:
         raise ModelError(f"GAP file {path} cannot be read: {error.strerror or error}") from None
@@ -133,7 +133,10 @@ def _energies(data: Element) -> dict[int, float]:
     unknown = [child.tag for child in data if child.tag != "e0"]
     if unknown or not len(data):
         raise ModelError(f"GAP_data must hold `e0` of elements and nothing else, got {unknown[:1] or 'nothing'}")
-    return {_integer(child, "Z"): _number(child, "value") for child in data}
+    energies = {_integer(child, "Z"): _number(child, "value") for child in data}
+    if len(energies) != len(data):
+        raise ModelError("`e0` must stand once for each element")
+    return energies
 
 
 def _term(element: Element, folder: Path) -> GapTerm:
@@ -155,6 +158,10 @@ def _checked_term(element: Element, folder: Path, label: str) -> GapTerm:
     sparse = element.findall("sparseX")
     factors = [_number(point, "alpha") * _number(point, "sparseCutoff") for point in sparse]
     theta = element.findtext("theta", "")
+    with np.errstate(over="ignore"):
+        weights = np.float64(_number(element, "signal_variance")) ** 2 * np.array(factors)
+    if not np.isfinite(weights).all():
+        raise ModelError("`signal_variance` times `alpha` must be finite")
     return GapTerm(
         label=label,
         kind=kind,
@@ -164,7 +171,7 @@ def _checked_term(element: Element, folder: Path, label: str) -> GapTerm:
         theta=_floats(theta, "theta"),
         mean=_number(element, "signal_mean"),
         points=points,
-        weights=_number(element, "signal_variance") ** 2 * np.array(factors),
+        weights=weights,
     )
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +189,12 @@ class Model:
                 raise ModelError(f"`zeta` must lie between 1 and {LARGEST_ZETA:g}, got {term.zeta}")
             self._validate_kernel("sparse_points", "weights", term.soap, term.sparse_points, term.weights)
             if (low := term.low_rank) is not None:
+                if term.zeta != 2:
+                    raise ModelError(f"`zeta` must be 2 for a kernel of low rank, got {term.zeta}")
                 self._validate_kernel("low_rank_points", "low_rank_weights", term.soap, low.points, low.weights)
         for pair in self.pair_terms:
-            if not all(0 <= index < len(self.species) for index in pair.species):
-                raise ModelError(f"`species` of a pair term must be indices of elements, got {pair.species}")
+            if len(pair.species) != 2 or not all(0 <= index < len(self.species) for index in pair.species):
+                raise ModelError(f"`species` of a pair term must be indices of two elements, got {pair.species}")
 
     def _validate_kernel(
         self, name_of_points: str, name_of_weights: str, soap: SoapParameters,
@@ -355,7 +357,8 @@ def _migrated(header: dict[str, Any]) -> dict[str, Any]:
         }
         header = {**header, **added, "version": 2}
     if header["version"] == 2:  # one kernel without low rank, no pair terms
-        term = {"soap": header["soap"], "zeta": header["zeta"], "low_rank": False}
+        soap = {"basis": "gto", "switching": "quintic", "central_weight": 1.0, **header["soap"]}
+        term = {"soap": soap, "zeta": header["zeta"], "low_rank": False}
         header = {**header, "terms": [term], "pair_terms": [], "version": 3}
     return header
 
@@ -372,6 +375,9 @@ def _model(archive: zipfile.ZipFile, header: Mapping[str, Any]) -> Model:
         low = None
         if record["low_rank"]:
             low = SparseKernel(arrays("low_rank_points", index), arrays("low_rank_weights", index))
+        missing = {entry.name for entry in fields(SoapParameters)} - set(record["soap"])
+        if missing:
+            raise ModelError(f"`soap` must hold all hyperparameters, got none for {min(missing)}")
         soap = SoapParameters(**record["soap"])
         return SoapTerm(soap, record["zeta"], arrays("sparse_points", index), arrays("weights", index), low)
 

@@ -58,9 +58,11 @@ class PairTerm:
             array = getattr(self, name)
             if array.shape != (len(self.points),) or not np.isfinite(array).all():
                 raise ModelError(f"`{name}` of a pair term must be {len(self.points)} finite numbers, got {array}")
-        for name in ("length", "cutoff", "cutoff_width"):
-            if not 0.0 < getattr(self, name) < 1e3:
-                raise ModelError(f"`{name}` of a pair term must lie between 0 and 1000, got {getattr(self, name)}")
+        for name, low, high in (("length", 0.01, 100.0), ("cutoff", 0.01, 100.0), ("cutoff_width", 1e-3, 100.0)):
+            if not low <= getattr(self, name) <= high:
+                raise ModelError(
+                    f"`{name}` of a pair term must lie between {low:g} and {high:g}, got {getattr(self, name)}"
+                )
         if self.cutoff_width > self.cutoff:
             raise ModelError(
                 f"`cutoff_width` of a pair term must not exceed the cutoff {self.cutoff}, got {self.cutoff_width}"

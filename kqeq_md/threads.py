@@ -63,10 +63,10 @@ def kernel_threads(threads: int | None = None) -> int:
             raise ConfigError(f"`threads` must be a positive integer, got {threads!r}")
         return min(int(threads), available)
     for name in THREADS:
-        if name in os.environ:
+        if os.environ.get(name):
             return min(_counts(name)[0], available)
-    cores = min([available, *(_counts(name)[0] for name in CORES if name in os.environ)])
-    ranks = max([1, *(max(_counts(name)) for name in RANKS if name in os.environ)])
+    cores = min([available, *(_counts(name)[0] for name in CORES if os.environ.get(name))])
+    ranks = max([1, *(max(_counts(name)) for name in RANKS if os.environ.get(name))])
     return max(1, cores // ranks)
 
 

@@ -265,6 +265,10 @@ void PairKqeq::coeff(int narg, char **arg)
   call.n_types = atom->ntypes;
   describe_box();
   ask(table.open);
+  const bool answers_nothing = !call.has_charges && (call.charge != 0.0 || call.field[0] != 0.0 ||
+                                                     call.field[1] != 0.0 || call.field[2] != 0.0);
+  if (answers_nothing)
+    refuse(std::string(arg[2]) + " has no charges: remove the keywords `charge` and `field`");
   if (!call.has_charges)
     utils::logmesg(lmp, "pair_style kqeq: {} has no charges: short range only, atoms keep the charges they have\n", arg[2]);
   for (int i = 1; i <= atom->ntypes; i++)

@@ -103,6 +103,36 @@ def spectra(soap: SoapParameters, structure: Structure, species: np.ndarray, n_s
     return descriptor.spectrum(density)[0].T
 
 
+CHARGES_OF_COLUMNS = {1: "none", 2: "qeq", 3: "split"}
+
+
+def soap_term(n_species: int, zeta: float, columns: int, n_points: int = 12, **soap: Any) -> SoapTerm:
+    """A kernel with weights of order 1 on sparse points of real surroundings, `n_points` for each element."""
+    usual: dict[str, Any] = {"cutoff": 3.5, "cutoff_width": 1.0, "n_max": 3, "l_max": 2, "sigma": 0.5}
+    parameters, rng = SoapParameters(**{**usual, **soap}), np.random.default_rng(5)
+    structure, species = mixture(n_points * n_species, n_species, edge=9.0, seed=40)
+    unit = spectra(parameters, structure, species, n_species)
+    points = tuple(unit[species == element] for element in range(n_species))
+    return SoapTerm(parameters, zeta, points, tuple(rng.normal(size=(len(p), columns)) for p in points))
+
+
+def mixture(n: int, n_species: int, edge: float = 6.0, seed: int = 6) -> tuple[Structure, np.ndarray]:
+    """An open `crowd` of the elements of `local_model` in turn, and their indices."""
+    species = np.arange(n) % n_species
+    return Structure(np.array([1, 8, 11, 17])[species], crowd(n, edge, seed)), species
+
+
+def local_model(n_species: int, *terms: SoapTerm, **parameters: Any) -> Model:
+    """Elements H, O, Na, Cl; without charges if the weights have one column or there are pair terms alone."""
+    columns, rng = (terms[0].weights[0].shape[1] if terms else 1), np.random.default_rng(7)
+    return Model(
+        ("H", "O", "Na", "Cl")[:n_species], terms, charges=CHARGES_OF_COLUMNS[columns],
+        hardness=np.full(n_species, 8.0), gaussian_width=np.full(n_species, 0.7),
+        electronegativity_offset=rng.normal(size=n_species), atom_energy=rng.normal(size=n_species),
+        reference_charge=rng.normal(size=n_species), **parameters,
+    )  # fmt: skip
+
+
 TRICLINIC = np.array([[0.0, 0.12, 0.05], [0.0, 0.02, -0.1], [0.0, 0.0, 0.06]])
 IN_PLANE = np.array([[0.0, 0.12, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.0]])
 
@@ -339,6 +369,9 @@ class Helpers:
 
     spectra = staticmethod(spectra)
     crowd = staticmethod(crowd)
+    mixture = staticmethod(mixture)
+    soap_term = staticmethod(soap_term)
+    local_model = staticmethod(local_model)
     random_model = staticmethod(random_model)
     strong_model = staticmethod(strong_model)
     split_model = staticmethod(split_model)

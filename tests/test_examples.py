@@ -194,3 +194,81 @@ def test_benchmark_of_charges(tmp_path: Path) -> None:
     assert {(row["system"], row["model"]) for row in found["rows"]} == {
         (system, model) for system in ("water", "nacl") for model in ("qeq", "split")
     }
+
+
+# ---------------------------------------------------------------- benchmark of GAP models
+
+
+@pytest.mark.parametrize(("name", "atoms"), [("water", 192), ("nacl", 512)])
+def test_systems_of_the_gap_benchmark(name: str, atoms: int) -> None:
+    """Size and density are what the README says; the forces that are fitted are minus the slope of the energy."""
+    from kqeq_md.examples.benchmark_quip import SYSTEMS, labelled
+
+    timed = SYSTEMS[name].atoms
+    assert len(timed) == atoms
+    density = timed.get_masses().sum() * 1.660539 / timed.get_volume()  # amu / Angstrom^3 -> g/cm^3
+    assert density == pytest.approx({"water": 1.0, "nacl": 2.164}[name], rel=1e-3)
+    small = SYSTEMS[name].make(2, np.random.default_rng(1))
+    forces = labelled(small.copy(), with_forces=True).arrays["label_force"]
+    direction, step = np.random.default_rng(2).normal(size=forces.shape), 1e-4
+    energies = []
+    for sign in (1, -1):
+        moved = small.copy()
+        moved.positions += sign * step * direction
+        energies.append(labelled(moved, with_forces=False).info["label_energy"])
+    # step^2 / 6 of the third derivative, which is some ten times the force per Angstrom^2
+    assert (energies[1] - energies[0]) / (2 * step) == pytest.approx(np.sum(forces * direction), rel=1e-6)
+
+
+def test_gap_benchmark_of_a_given_model(tmp_path: Path) -> None:
+    """The table for a model and structures of the user's, and QUIP's figures in it."""
+    pytest.importorskip("quippy")
+    from ase import Atoms
+    from ase.io import write
+
+    gap = ROOT / "tests" / "data" / "gap"
+    records = json.loads((gap / "water_soap.json").read_text())
+    record = next(record for record in records if record["virial"] is not None)
+    write(tmp_path / "water.xyz", Atoms(record["numbers"], record["positions"], cell=record["cell"], pbc=True))
+    command = [sys.executable, str(EXAMPLES / "benchmark_gap.py"), "--xml", str(gap / "water_soap.xml")]
+    found = json.loads(run([*command, "--structure", "water.xyz", "--quick", "--json"], tmp_path))
+    assert found["speedup_exact_given"] > 1.0
+    assert 0.0 < found["max_energy_difference"] < 1e-9  # two programs that round differently agree to the tables' error
+    assert 0.0 < found["max_force_difference"] < 1e-6
+    assert 0.0 < found["max_virial_difference"] < 1e-6
+    (row,) = found["rows"]
+    assert row["atoms"] == len(record["numbers"])
+    assert all(time > 0 for time in row["microseconds"].values())
+
+
+@pytest.mark.slow
+def test_gap_benchmark_makes_its_models(tmp_path: Path) -> None:
+    """`gap_fit` on the spot, 500 sparse points of each element, both kernels beside QUIP."""
+    pytest.importorskip("quippy")
+    found = json.loads(run([sys.executable, str(EXAMPLES / "benchmark_gap.py"), "--quick", "--json"], tmp_path))
+    assert found["max_force_difference"] < 1e-6
+    assert {row["name"]: row["sparse_points"] for row in found["rows"]} == {"water_84": 1000, "nacl_84": 1000}
+    for row in found["rows"]:
+        assert row["rank"] < row["sparse_points"]
+        assert row["fit_error"] < 1e-4
+    for name in ("water", "nacl"):
+        assert 1.0 < found[f"speedup_exact_{name}"] < found[f"speedup_lowrank_{name}"]
+
+
+def test_gap_benchmark_names_what_is_missing(tmp_path: Path) -> None:
+    script = "from kqeq_md.examples import benchmark_gap as b; b.find_spec = lambda name: None; b.main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "QUIP is not installed: pip install 'kqeq_md[bench]' (or quippy-ase alone)\n"
+
+
+def test_benchmark_of_the_whole_step(tmp_path: Path) -> None:
+    """Every part of the step is found in the profile, and together they are the step."""
+    command = [sys.executable, str(EXAMPLES / "benchmark_step.py"), "--sizes", "1000", "--json"]
+    found = json.loads(run(command, tmp_path))
+    assert set(found["microseconds"]) == {"1000"}
+    assert all(time > 0 for time in found["microseconds"]["1000"].values())
+    shares = found["profile"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(share > 0.01 for name, share in shares.items() if name != "rest")
+    assert -1e-9 < shares["rest"] < 0.2

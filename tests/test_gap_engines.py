@@ -106,6 +106,18 @@ def test_ase(gap: Path, crystal: dict[str, Any]) -> None:
             ask()
 
 
+def test_lammps_refuses_charge_and_field(gap: Path, tmp_path: Path) -> None:
+    for keyword in ("charge 1", "field 0 0 0.1"):
+        (tmp_path / "in.lmp").write_text(
+            "units metal\nboundary f f f\natom_style atomic\nregion box block 0 9 0 9 0 9\ncreate_box 2 box\n"
+            f"create_atoms 1 single 1 1 1\nmass * 20\npair_style kqeq {keyword}\npair_coeff * * {gap} Na Cl\nrun 0\n"
+        )
+        command = [str(program("kqeq-lmp")), "-in", "in.lmp"]
+        run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        assert run.returncode != 0
+        assert "has no charges: remove the keywords `charge` and `field`" in run.stdout + run.stderr
+
+
 @pytest.mark.parametrize("atom_style", ["atomic", "charge"])
 def test_lammps(gap: Path, cluster: dict[str, Any], atom_style: str, tmp_path: Path) -> None:
     """Energy and forces, a note, and charges of the atoms left as they are."""
@@ -161,13 +173,20 @@ def test_eval_and_diagnose(gap: Path, crystal: dict[str, Any], tmp_path: Path, c
         assert message in capsys.readouterr().err
 
 
+def test_the_gap_itself_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gap.xml").write_text("<GAP/>")
+    assert main(["import-gap", str(tmp_path / "gap.xml"), "-o", str(tmp_path / "gap.xml")]) == 2
+    assert "`--output` must not be the GAP file itself" in capsys.readouterr().err
+    assert (tmp_path / "gap.xml").read_text() == "<GAP/>"
+
+
 def test_low_rank_and_info(gap: Path, crystal: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     """Too few sparse points for a lower rank: refused; the table of the model names its terms."""
     atoms = Atoms(crystal["numbers"], crystal["positions"], cell=crystal["cell"], pbc=True)
     write(tmp_path / "crystal.xyz", atoms)
     source, target = str(FOLDER / "nacl_soap_2b.xml"), str(tmp_path / "low.kqeq")
     assert main(["import-gap", source, "-o", target, "--low-rank", str(tmp_path / "crystal.xyz")]) == 2
-    assert "`--low-rank` needs a kernel with zeta = 2" in capsys.readouterr().err
+    assert "it needs a kernel with zeta = 2, more than 8 sparse points" in capsys.readouterr().err
     assert not Path(target).exists()
     assert main(["info", str(gap)]) == 0
     told = capsys.readouterr().out

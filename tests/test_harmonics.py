@@ -11,6 +11,7 @@ from scipy.special import eval_legendre
 from kqeq_md.descriptor.harmonics import normalisation, solid_harmonics, solid_harmonics_vjp
 
 L_MAX = 8
+DEGREE = np.repeat(np.arange(L_MAX + 1), 2 * np.arange(L_MAX + 1) + 1)
 VECTORS = {
     "general": (0.3, -1.2, 0.7),
     "long": (-4.0, 2.5, 3.1),
@@ -23,60 +24,59 @@ VECTORS = {
 }
 
 
-def harmonics(r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cosine, sine = np.zeros((L_MAX + 1, L_MAX + 1)), np.zeros((L_MAX + 1, L_MAX + 1))
-    solid_harmonics(*np.asarray(r, dtype=float), cosine, sine)
-    return cosine, sine
+def harmonics(r: np.ndarray, l_max: int = L_MAX) -> np.ndarray:
+    """C_lm and S_lm of vectors (3, n), shape (lm, n)."""
+    out = np.full(((l_max + 1) ** 2, r.shape[1]), np.nan)
+    solid_harmonics(*r, l_max + 1, out)
+    return out
 
 
 def real_form(r: np.ndarray) -> np.ndarray:
-    """r^l Y_lm in the order l^2 + l + m: sines below, cosines above m = 0."""
-    cosine, sine = (normalisation(L_MAX) * x for x in harmonics(r))
-    rows = [[*sine[d, d:0:-1], *cosine[d, : d + 1]] for d in range(L_MAX + 1)]
-    return np.concatenate(rows)
+    """r^l Y_lm of vectors (3, n), shape (lm, n)."""
+    return normalisation(L_MAX)[:, None] * harmonics(r)
 
 
-@pytest.mark.parametrize("r", VECTORS.values(), ids=VECTORS.keys())
-def test_against_legendre_functions(r: tuple[float, float, float], helpers: Any) -> None:
-    wanted = helpers.real_harmonics(L_MAX, np.array(r))
-    scale = np.linalg.norm(r) ** np.repeat(np.arange(L_MAX + 1), 2 * np.arange(L_MAX + 1) + 1)
+def test_against_legendre_functions(helpers: Any) -> None:
+    """All vectors side by side: each fills its own column."""
+    r = np.array(list(VECTORS.values())).T
+    scale = np.linalg.norm(r, axis=0) ** DEGREE[:, None]
     # eight steps of recursion with coefficients up to 15: some tens of roundings
-    np.testing.assert_allclose(real_form(np.array(r)) / scale, wanted / scale, atol=1e-13)
+    np.testing.assert_allclose(real_form(r) / scale, helpers.real_harmonics(L_MAX, r) / scale, atol=1e-13)
+
+
+@pytest.mark.parametrize("l_max", range(L_MAX))
+def test_low_orders_are_the_first_rows(l_max: int) -> None:
+    r = np.random.default_rng(1).normal(size=(3, 5))
+    np.testing.assert_array_equal(harmonics(r, l_max), harmonics(r)[: (l_max + 1) ** 2])
 
 
 def test_orthonormal_on_the_sphere() -> None:
     z, weight = np.polynomial.legendre.leggauss(L_MAX + 1)  # exact for the products, of degree 2 l_max
     phi = 2 * np.pi * np.arange(2 * L_MAX + 1) / (2 * L_MAX + 1)
-    overlap = np.zeros(((L_MAX + 1) ** 2,) * 2)
-    for height, w in zip(z, weight, strict=True):
-        for angle in phi:
-            rho = np.sqrt(1 - height**2)
-            y = real_form(np.array([rho * np.cos(angle), rho * np.sin(angle), height]))
-            overlap += w * 2 * np.pi / len(phi) * np.outer(y, y)
+    height, angle = (grid.ravel() for grid in np.meshgrid(z, phi, indexing="ij"))
+    rho = np.sqrt(1 - height**2)
+    y = real_form(np.stack([rho * np.cos(angle), rho * np.sin(angle), height]))
+    overlap = (y * np.repeat(weight, len(phi)) * 2 * np.pi / len(phi)) @ y.T
     np.testing.assert_allclose(overlap, np.eye(len(overlap)), atol=1e-13)  # 153 terms of order 1, rounding
 
 
 @pytest.mark.parametrize("degree", range(L_MAX + 1))
 def test_addition_theorem(degree: int) -> None:
     a, b = np.array([0.3, -1.2, 0.7]), np.array([1.4, 0.2, -0.5])
-    rows = slice(degree**2, (degree + 1) ** 2)
+    of_a, of_b = real_form(np.stack([a, b], axis=1))[degree**2 : (degree + 1) ** 2].T
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     wanted = (2 * degree + 1) / (4 * np.pi) * eval_legendre(degree, a @ b / lengths) * lengths**degree
     # (2 l + 1) products of size lengths^l, each with some tens of roundings
-    assert real_form(a)[rows] @ real_form(b)[rows] == pytest.approx(wanted, abs=1e-13 * lengths**degree)
+    assert of_a @ of_b == pytest.approx(wanted, abs=1e-13 * lengths**degree)
 
 
-@pytest.mark.parametrize("r", [(0.3, -1.2, 0.7), (0.0, 0.0, 1.7), (-1.1, 0.4, 0.0), (0.0, 0.0, 0.0)])
-def test_gradient(r: tuple[float, float, float], helpers: Any) -> None:
-    rng = np.random.default_rng(4)
-    lower = np.tril(np.ones((L_MAX + 1, L_MAX + 1)))
-    weight_c, weight_s = lower * rng.normal(size=(2, L_MAX + 1, L_MAX + 1))
-    weight_s[:, 0] = 0.0  # S_l0 is zero by definition
-
-    def total(x: np.ndarray) -> float:
-        cosine, sine = harmonics(x)
-        return float((weight_c * cosine + weight_s * sine).sum())
-
-    wanted = helpers.five_point(total, np.array(r), 1e-3)
+@pytest.mark.parametrize("l_max", [0, 1, 2, 3, L_MAX])
+def test_gradient(l_max: int, helpers: Any) -> None:
+    """Of vectors side by side, the origin among them, added to what is there."""
+    r = np.array([(0.3, -1.2, 0.7), (0.0, 0.0, 1.7), (-1.1, 0.4, 0.0), (0.0, 0.0, 0.0)]).T
+    weights = np.random.default_rng(4).normal(size=((l_max + 1) ** 2, r.shape[1]))
+    wanted = helpers.five_point(lambda x: float((weights * harmonics(x, l_max)).sum()), r, 1e-3)
+    got = np.full(r.shape, 0.25)
+    solid_harmonics_vjp(harmonics(r, l_max), l_max + 1, weights, got)
     # polynomials of degree 8: the fifth derivative is at most some tens, 1e-12 * 30 / 30; rounding 1e-16 / 1e-3
-    np.testing.assert_allclose(solid_harmonics_vjp(*harmonics(np.array(r)), weight_c, weight_s), wanted, atol=1e-11)
+    np.testing.assert_allclose(got - 0.25, wanted, atol=1e-11)

@@ -7,13 +7,14 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError, ModelError
 from kqeq_md.model import Model, load_model, save_model, usual_compliance
 from kqeq_md.potential import Potential
@@ -194,8 +195,9 @@ def test_foreign_archive(tmp_path: Path) -> None:
 
 def in_term(**change: Any) -> dict[str, Any]:
     """The header entry of the one term of the model, changed."""
-    usual = {"soap": {"n_max": 3, "l_max": 2}, "zeta": 2, "low_rank": False}
-    return {"terms": [usual | change]}
+    usual = {"zeta": 2, "low_rank": False}
+    soap = asdict(SoapParameters(n_max=3, l_max=2)) | change.pop("soap", {})
+    return {"terms": [{**usual, "soap": soap, **change}]}
 
 
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {

@@ -107,10 +107,13 @@ def test_no_terms_and_no_pairs() -> None:
 REFUSED = {
     "weights": ({"weights": np.ones(3)}, "`weights` of a pair term must be 4 finite numbers"),
     "points": ({"points": np.array([1.0, 2.0, np.nan, 3.0])}, "`points` of a pair term must be 4 finite numbers"),
-    "length": ({"length": 0.0}, "`length` of a pair term must lie between 0 and 1000, got 0.0"),
-    "cutoff": ({"cutoff": -1.0}, "`cutoff` of a pair term must lie between 0 and 1000, got -1.0"),
+    "length": ({"length": 0.0}, "`length` of a pair term must lie between 0.01 and 100, got 0.0"),
+    "cutoff": ({"cutoff": -1.0}, "`cutoff` of a pair term must lie between 0.01 and 100, got -1.0"),
     "width": ({"cutoff_width": 4.6}, "`cutoff_width` of a pair term must not exceed the cutoff 4.5, got 4.6"),
-    "undefined": ({"cutoff_width": float("nan")}, "`cutoff_width` of a pair term must lie between 0 and 1000, got nan"),
+    "undefined": (
+        {"cutoff_width": float("nan")},
+        "`cutoff_width` of a pair term must lie between 0.001 and 100, got nan",
+    ),
 }
 
 

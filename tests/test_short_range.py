@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from kqeq_md.neighbours import Pairs, find_pairs
-from kqeq_md.short_range import repulsion, screened_nuclear_repulsion
+from kqeq_md.short_range import add_repulsion, screened_nuclear_repulsion
 from kqeq_md.structure import Structure
+from kqeq_md.switch import switch
 from kqeq_md.units import BOHR, COULOMB_CONSTANT, HARTREE
+
+
+def repulsion(pairs: Pairs, numbers: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Energies of the centres and gradient in the pair vectors."""
+    energies, gradient = np.zeros(len(pairs.first) - 1), np.zeros_like(pairs.vectors)
+    add_repulsion(pairs, numbers.astype(np.float64), radii, energies, gradient)
+    return energies, gradient
 
 
 def pair_energy(r: float, outer: float = 4.0) -> tuple[float, np.ndarray]:
@@ -85,3 +93,25 @@ def test_without_pairs() -> None:
     energies, gradient = repulsion(none, np.array([11]), np.array([2.0]))
     assert energies.tolist() == [0.0]
     assert gradient.shape == (0, 3)
+
+
+def test_sum_over_pairs_with_ghosts(helpers: Any) -> None:
+    """A plain loop over a crowd of which only the first 20 atoms are centres, added to what is there."""
+    positions, rng = helpers.crowd(40, 7.0), np.random.default_rng(3)
+    numbers, radii = rng.choice([1.0, 8.0, 17.0], size=40), rng.uniform(0.4, 1.6, size=40)
+    everything = find_pairs(Structure(numbers.astype(int), positions), 4.0)
+    owned = slice(everything.first[20])
+    pairs = Pairs(everything.first[:21], everything.neighbour[owned], everything.vectors[owned])
+    energies, gradient = np.full(20, 0.25), np.full(pairs.vectors.shape, -0.5)
+    add_repulsion(pairs, numbers, radii, energies, gradient)
+
+    wanted, slopes = np.full(20, 0.25), np.full(pairs.vectors.shape, -0.5)
+    for p, (i, j) in enumerate(zip(pairs.centre, pairs.neighbour, strict=True)):
+        r, outer = np.linalg.norm(positions[j] - positions[i]), radii[i] + radii[j]
+        bare, bare_slope = (x[0] for x in screened_nuclear_repulsion(np.array([r]), *numbers[[i, j]][:, None]))
+        s, ds = switch(r, 0.5 * outer, outer)
+        wanted[i] += 0.5 * s * bare
+        slopes[p] += 0.5 * (s * bare_slope + ds * bare) * (positions[j] - positions[i]) / r
+    assert (wanted > 0.3).sum() > 5  # eV: there is something to see
+    np.testing.assert_allclose(energies, wanted, rtol=1e-13)  # the same sums
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-12)

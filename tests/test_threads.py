@@ -91,12 +91,19 @@ def test_who_says_how_many(variables: pytest.MonkeyPatch, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*THREADS, *CORES, *RANKS])
-@pytest.mark.parametrize("value", ["0", "-2", "two", "²", "1.5", "", "4,", "3(x2),x"])
+@pytest.mark.parametrize("value", ["0", "-2", "two", "²", "1.5", "4,", "3(x2),x"])
 def test_wrong_variables_are_named(variables: pytest.MonkeyPatch, name: str, value: str) -> None:
     variables.setenv(name, value)
     with pytest.raises(ConfigError, match=f"`{name}` must be a positive integer, got '"):
         kernel_threads()
     assert kernel_threads(2) == 2  # what is not asked for is not read
+
+
+@pytest.mark.parametrize("name", [*THREADS, *CORES, *RANKS])
+def test_an_empty_variable_is_none(variables: pytest.MonkeyPatch, name: str) -> None:
+    without = kernel_threads()
+    variables.setenv(name, "")
+    assert kernel_threads() == without
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, True, "2", np.nan])

@@ -101,16 +101,15 @@ def radial_functions_and_slopes(r: Floats, start: float, spacing: float, table: 
 
 
 @compiled
-def add_neighbours(h: Floats, f: Floats, n_l: int, n_max: int, a0: int, c: Floats) -> None:
-    """c_lm,a += sum_t h_t,lm f_t,nl for the channels a0 ... a0 + n_max - 1 of one element, t over `TOGETHER` steps."""
-    for degree in range(n_l):
+def add_neighbours(h: Floats, f: Floats, e: int, c: Floats) -> None:
+    """c_lm,en += sum_t h_t,lm f_t,ln for one element e, t over `TOGETHER` steps; shape of c (lm, e, n, lanes)."""
+    for degree in range(f.shape[1]):
         for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-            for n in range(n_max):
-                q = degree * n_max + n
-                for k in range(c.shape[2]):
-                    c[lm, a0 + n, k] += (
-                        (h[0, lm, k] * f[0, q, k] + h[1, lm, k] * f[1, q, k])
-                        + (h[2, lm, k] * f[2, q, k] + h[3, lm, k] * f[3, q, k])
+            for n in range(f.shape[2]):
+                for k in range(c.shape[3]):
+                    c[lm, e, n, k] += (
+                        (h[0, lm, k] * f[0, degree, n, k] + h[1, lm, k] * f[1, degree, n, k])
+                        + (h[2, lm, k] * f[2, degree, n, k] + h[3, lm, k] * f[3, degree, n, k])
                     )  # fmt: skip
 
 
@@ -134,44 +133,47 @@ def expand_density(
     n_l = table.shape[2] // n_max
     pair, steps = neighbours_by_element(rows, first, neighbour, vectors, species, n_species, cutoff)
     x, y, z, r = np.empty(lanes), np.empty(lanes), np.empty(lanes), np.empty(lanes)
-    h, f = np.empty((TOGETHER, n_l * n_l, lanes)), np.empty((TOGETHER, n_l * n_max, lanes))
-    c = np.zeros((n_l * n_l, n_species * n_max, lanes))
+    h, f = np.empty((TOGETHER, n_l * n_l, lanes)), np.empty((TOGETHER, n_l, n_max, lanes))
+    c = np.zeros((n_l * n_l, n_species, n_max, lanes))
     for k in range(lanes):
         for n in range(n_max):
-            c[0, species[rows[k]] * n_max + n, k] = centre[n]
+            c[0, species[rows[k]], n, k] = centre[n]
     for e in range(n_species):
         for step in range(0, steps[e], TOGETHER):
             for t in range(TOGETHER):
                 look_up(pair[e, step + t], vectors, cutoff + 0.5 * spacing, x, y, z, r)
                 solid_harmonics(x, y, z, n_l, h[t])
-                radial_functions(r, start, spacing, table, f[t])
-            add_neighbours(h, f, n_l, n_max, e * n_max, c)
+                radial_functions(r, start, spacing, table, f[t].reshape(n_l * n_max, lanes))
+            add_neighbours(h, f, e, c)
     for lm in range(n_l * n_l):
-        for a in range(n_species * n_max):
-            for k in range(lanes):
-                c[lm, a, k] *= norm[lm]
-    return c
+        c[lm] *= norm[lm]
+    return c.reshape(n_l * n_l, n_species * n_max, lanes)
 
 
 @compiled
-def sum_channels(g: Floats, f: Floats, df: Floats, n_l: int, n_max: int, a0: int, t: Floats, u: Floats) -> None:
-    """t_lm = sum_n g_lm,a f_nl and u_lm = sum_n g_lm,a df_nl/dr over the channels a = a0 + n of one element."""
-    lanes, fours = g.shape[2], n_max - n_max % 4  # four at a time: fewer trips to memory
-    for degree in range(n_l):
+def sum_channels(g: Floats, f: Floats, df: Floats, e: int, t: Floats, u: Floats) -> None:
+    """t_lm = sum_n g_lm,en f_ln and u_lm = sum_n g_lm,en df_ln/dr for one element e; shape of g (lm, e, n, lanes)."""
+    lanes, n_max = g.shape[3], g.shape[2]
+    fours = n_max - n_max % 4  # four at a time: fewer trips to memory
+    for degree in range(f.shape[0]):
         for lm in range(degree * degree, (degree + 1) * (degree + 1)):
             for k in range(lanes):
                 t[lm, k] = u[lm, k] = 0.0
             for n in range(0, fours, 4):
-                a, q = a0 + n, degree * n_max + n
                 for k in range(lanes):
-                    g0, g1, g2, g3 = g[lm, a, k], g[lm, a + 1, k], g[lm, a + 2, k], g[lm, a + 3, k]
-                    t[lm, k] += (g0 * f[q, k] + g1 * f[q + 1, k]) + (g2 * f[q + 2, k] + g3 * f[q + 3, k])
-                    u[lm, k] += (g0 * df[q, k] + g1 * df[q + 1, k]) + (g2 * df[q + 2, k] + g3 * df[q + 3, k])
+                    g0, g1, g2, g3 = g[lm, e, n, k], g[lm, e, n + 1, k], g[lm, e, n + 2, k], g[lm, e, n + 3, k]
+                    t[lm, k] += (
+                        (g0 * f[degree, n, k] + g1 * f[degree, n + 1, k])
+                        + (g2 * f[degree, n + 2, k] + g3 * f[degree, n + 3, k])
+                    )  # fmt: skip
+                    u[lm, k] += (
+                        (g0 * df[degree, n, k] + g1 * df[degree, n + 1, k])
+                        + (g2 * df[degree, n + 2, k] + g3 * df[degree, n + 3, k])
+                    )  # fmt: skip
             for n in range(fours, n_max):
-                a, q = a0 + n, degree * n_max + n
                 for k in range(lanes):
-                    t[lm, k] += g[lm, a, k] * f[q, k]
-                    u[lm, k] += g[lm, a, k] * df[q, k]
+                    t[lm, k] += g[lm, e, n, k] * f[degree, n, k]
+                    u[lm, k] += g[lm, e, n, k] * df[degree, n, k]
 
 
 @compiled
@@ -191,18 +193,17 @@ def expand_density_vjp(
     x, y, z, r = np.empty(lanes), np.empty(lanes), np.empty(lanes), np.empty(lanes)
     h, t, u = np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes)), np.empty((n_l * n_l, lanes))
     f, df = np.empty((n_l * n_max, lanes)), np.empty((n_l * n_max, lanes))
+    f_ln, df_ln = f.reshape(n_l, n_max, lanes), df.reshape(n_l, n_max, lanes)
     grad, along = np.empty((3, lanes)), np.empty(lanes)
-    g = grad_c.copy()
+    g = np.empty((n_l * n_l, n_species, n_max, lanes))
     for lm in range(n_l * n_l):
-        for a in range(n_species * n_max):
-            for k in range(lanes):
-                g[lm, a, k] *= norm[lm]
+        g[lm] = norm[lm] * grad_c[lm].reshape(n_species, n_max, lanes)
     for e in range(n_species):
         for step in range(steps[e]):
             look_up(pair[e, step], vectors, cutoff + 0.5 * spacing, x, y, z, r)
             solid_harmonics(x, y, z, n_l, h)
             radial_functions_and_slopes(r, start, spacing, table, f, df)
-            sum_channels(g, f, df, n_l, n_max, e * n_max, t, u)
+            sum_channels(g, f_ln, df_ln, e, t, u)
             along[:] = 0.0
             for lm in range(n_l * n_l):
                 for k in range(lanes):
