@@ -101,10 +101,10 @@ def test_knots_on_the_cutoff_and_where_the_switch_begins(width: float) -> None:
 @pytest.mark.parametrize("basis", QUIP)
 def test_knots_of_imported_models_follow_what_is_narrow(basis: str) -> None:
     parameters = replace(PARAMETERS, basis=basis)
-    assert radial_table(parameters).spacing == pytest.approx(0.002)
-    assert radial_table(replace(parameters, sigma=0.25)).spacing == pytest.approx(0.001)
-    assert radial_table(replace(parameters, cutoff_width=0.25)).spacing == pytest.approx(0.0005)
-    assert radial_table(replace(parameters, cutoff_width=0.01)).spacing == pytest.approx(0.0004)
+    assert radial_table(parameters).spacing == pytest.approx(0.00125)
+    assert radial_table(replace(parameters, sigma=0.25)).spacing == pytest.approx(0.000625)
+    assert radial_table(replace(parameters, cutoff_width=0.25)).spacing == pytest.approx(0.0003125)
+    assert radial_table(replace(parameters, cutoff_width=0.01)).spacing == pytest.approx(0.00025)
 
 
 @pytest.mark.parametrize("basis", BASES)

@@ -31,11 +31,11 @@ SWITCHES = {"quintic": switch, "cosine": cosine_switch}
 SPACING = 0.005
 """Largest distance of two knots, Angstrom, in tables of our own basis, whose models are fitted with the table."""
 
-IMPORTED_SPACING = 0.002
+IMPORTED_SPACING = 0.00125
 """The same for QUIP's bases, where a Gaussian or half of the switch is half an Angstrom wide; proportional to them.
 
 The slope of a cubic Hermite interpolant errs by sqrt(3) / 216 h^3 f^(4), with f^(4) = 3 / sigma^4 of a Gaussian of
-width 0.5 Angstrom by 3e-9 f / Angstrom: imported models follow QUIP's virial to 1e-6 eV.
+width 0.5 Angstrom by 7e-10 f / Angstrom: imported models follow QUIP's virial to 3e-7 eV in 200 atoms.
 """
 
 LARGEST_N_MAX = 16
