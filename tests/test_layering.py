@@ -20,6 +20,7 @@ PHYSICS = [
         for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range", "model", "potential")
     ),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
+    *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
 ]
 CORE = [
@@ -80,8 +81,12 @@ def test_low_levels_stand_alone() -> None:
         "short_range",
         "pair_potential",
         "model",
+        "gap_xml",
+        "gap_terms",
+        "gap_import",
         "local_part",
         "potential",
+        "compression",
         "response",
     ):
         home = PACKAGE / name

@@ -67,15 +67,20 @@ def look_up(pair: Ints, vectors: Floats, outside: float, x: Floats, y: Floats, z
 
 
 @compiled
+def place_in_table(r: float, start: float, spacing: float) -> tuple[int, float, float, float, float]:
+    """The knot on the left, the part u of the way to the next one, and the weights h01, h10, h11 of cubic Hermite
+    interpolation: f = f_0 + h01 (f_1 - f_0) + h10 f_0' + h11 f_1'."""
+    u = (r - start) / spacing
+    left = int(u)
+    u -= left
+    return left, u, u * u * (3.0 - 2.0 * u), spacing * u * (1.0 - u) ** 2, spacing * u * u * (u - 1.0)
+
+
+@compiled
 def radial_functions(r: Floats, start: float, spacing: float, table: Floats, f: Floats) -> None:
-    """f_nl(r) by cubic Hermite interpolation of a table (knots, 2, q), q = (l, n), into f, shape (q, lanes)."""
+    """f_nl(r) by interpolation in a table (knots, 2, q), q = (l, n), into f, shape (q, lanes)."""
     for k in range(len(r)):
-        u = (r[k] - start) / spacing
-        left = int(u)
-        u -= left
-        h01 = u * u * (3.0 - 2.0 * u)
-        h10 = spacing * u * (1.0 - u) ** 2
-        h11 = spacing * u * u * (u - 1.0)
+        left, _, h01, h10, h11 = place_in_table(r[k], start, spacing)
         for q in range(table.shape[2]):
             rise = table[left + 1, 0, q] - table[left, 0, q]
             f[q, k] = table[left, 0, q] + h01 * rise + h10 * table[left, 1, q] + h11 * table[left + 1, 1, q]
@@ -85,15 +90,8 @@ def radial_functions(r: Floats, start: float, spacing: float, table: Floats, f: 
 def radial_functions_and_slopes(r: Floats, start: float, spacing: float, table: Floats, f: Floats, df: Floats) -> None:
     """f_nl(r) as `radial_functions`, and df_nl/dr, the derivative of the same interpolation, into df, shape of f."""
     for k in range(len(r)):
-        u = (r[k] - start) / spacing
-        left = int(u)
-        u -= left
-        h01 = u * u * (3.0 - 2.0 * u)
-        h10 = spacing * u * (1.0 - u) ** 2
-        h11 = spacing * u * u * (u - 1.0)
-        e01 = 6.0 * u * (1.0 - u) / spacing
-        e10 = 1.0 + u * (3.0 * u - 4.0)
-        e11 = u * (3.0 * u - 2.0)
+        left, u, h01, h10, h11 = place_in_table(r[k], start, spacing)
+        e01, e10, e11 = 6.0 * u * (1.0 - u) / spacing, 1.0 + u * (3.0 * u - 4.0), u * (3.0 * u - 2.0)
         for q in range(table.shape[2]):
             rise = table[left + 1, 0, q] - table[left, 0, q]
             f[q, k] = table[left, 0, q] + h01 * rise + h10 * table[left, 1, q] + h11 * table[left + 1, 1, q]
