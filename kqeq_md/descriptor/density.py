@@ -112,6 +112,16 @@ def add_neighbours(h: Floats, f: Floats, e: int, c: Floats) -> None:
 
 
 @compiled
+def scale_rows(factor: Floats, given: Floats, out: Floats) -> None:
+    """out_lm,... = factor_lm given_lm,..., shape (lm, e, n, lanes)."""
+    for lm in range(len(factor)):
+        for e in range(given.shape[1]):
+            for n in range(given.shape[2]):
+                for k in range(given.shape[3]):
+                    out[lm, e, n, k] = factor[lm] * given[lm, e, n, k]
+
+
+@compiled
 def expand_density(
     rows: Ints, first: Ints, neighbour: Ints, vectors: Floats, species: Ints, n_species: int,
     cutoff: float, start: float, spacing: float, table: Floats, centre: Floats, norm: Floats,
@@ -143,8 +153,7 @@ def expand_density(
                 solid_harmonics(x, y, z, n_l, h[t])
                 radial_functions(r, start, spacing, table, f[t].reshape(n_l * n_max, lanes))
             add_neighbours(h, f, e, c)
-    for lm in range(n_l * n_l):
-        c[lm] *= norm[lm]
+    scale_rows(norm, c, c)
     return c.reshape(n_l * n_l, n_species * n_max, lanes)
 
 
@@ -194,15 +203,15 @@ def expand_density_vjp(
     f_ln, df_ln = f.reshape(n_l, n_max, lanes), df.reshape(n_l, n_max, lanes)
     grad, along = np.empty((3, lanes)), np.empty(lanes)
     g = np.empty((n_l * n_l, n_species, n_max, lanes))
-    for lm in range(n_l * n_l):
-        g[lm] = norm[lm] * grad_c[lm].reshape(n_species, n_max, lanes)
+    scale_rows(norm, grad_c.reshape(g.shape), g)
     for e in range(n_species):
         for step in range(steps[e]):
             look_up(pair[e, step], vectors, cutoff + 0.5 * spacing, x, y, z, r)
             solid_harmonics(x, y, z, n_l, h)
             radial_functions_and_slopes(r, start, spacing, table, f, df)
             sum_channels(g, f_ln, df_ln, e, t, u)
-            along[:] = 0.0
+            for k in range(lanes):
+                along[k] = 0.0
             for lm in range(n_l * n_l):
                 for k in range(lanes):
                     along[k] += u[lm, k] * h[lm, k]
