@@ -248,6 +248,8 @@ def _info(arguments: argparse.Namespace) -> int:
     if model.charges != NO_CHARGES:
         for symbol, hardness, width in zip(model.species, model.hardness, model.gaussian_width, strict=True):
             print(f"{symbol:<18}hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
+    if (error := model.training.get("low_rank_force_error")) is not None:
+        print(f"low rank          forces change by {error:.1e} of their rms")
     learned = ", learned reference charges" if model.learned_reference else ""
     print(f"{'charges':<18}{model.charges}{learned}")
     for name, table in model.training.get("errors", {}).items():

@@ -153,7 +153,8 @@ def test_info_names_what_the_model_holds(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["info", str(NACL)]) == 0
     text = capsys.readouterr().out
     assert "Na, Cl" in text
-    assert "sparse points" in text
+    assert "sparse points, low rank" in text
+    assert "low rank          forces change by" in text
     assert main(["info", str(NACL), "--json"]) == 0
     header = json.loads(capsys.readouterr().out)
     assert header["species"] == ["Na", "Cl"]

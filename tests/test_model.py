@@ -17,7 +17,9 @@ import pytest
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError, ModelError
 from kqeq_md.model import Model, load_model, save_model, usual_compliance
+from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.structure import Structure
 
 
 def refused(path: Path, match: str) -> None:
@@ -365,3 +367,18 @@ def test_knobs(model: Model, knob: dict[str, Any], match: str) -> None:
 def test_cutoff_covers_the_repulsion(model: Model) -> None:
     assert model.cutoff == model.terms[0].soap.cutoff == 4.5
     assert replace(model, repulsion_radius=np.array([2.6, 1.0])).cutoff == 5.2
+
+
+def test_the_shipped_model_has_a_low_rank() -> None:
+    """Chosen on its training set, with the error in its header; both kernels agree as well on a crystal."""
+    model = load_model(NACL)
+    (term,) = model.terms
+    assert term.low_rank is not None
+    assert 0.0 < model.training["low_rank_force_error"] < 1e-4
+    assert sum(map(len, term.low_rank.points)) < 0.5 * sum(map(len, term.sparse_points))
+    rng = np.random.default_rng(8)
+    sites = np.array(list(np.ndindex(4, 4, 4)))
+    numbers = np.where(sites.sum(axis=1) % 2, 17, 11)
+    solid = Structure(numbers, 2.8 * sites + 0.1 * rng.normal(size=sites.shape), cell=11.2 * np.eye(3), pbc=True)
+    low, exact = (Potential(model, kernel=kernel).compute(solid).forces for kernel in ("low_rank", "exact"))
+    assert 0.0 < np.linalg.norm(low - exact) < 1e-3 * np.linalg.norm(exact)  # ten times that of the training set

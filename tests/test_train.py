@@ -533,6 +533,7 @@ def test_training_from_files_is_reproducible(project: Path) -> None:
     assert set(model.training["errors"]) == {"train", "test"}
     assert "same short range without charges" in first.text
     assert "floor that point charges leave" in first.text
+    assert "kernel of low rank" in first.text
 
 
 def test_undetermined_level_is_said(project: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kqeq_md import __version__
-from kqeq_md.compression import compress
+from kqeq_md.compression import Compressed, compress
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
@@ -78,7 +78,18 @@ def train(config: Config, progress: Progress) -> Trained:
     model = replace(compressed.model, training=json.loads(json.dumps(record)))
     largest = max(sets["train"], key=lambda frame: len(frame.structure)).structure
     model = replace(model, reference=make_reference(Potential(model), largest))
-    return Trained(model, _text(errors, alone, floors))
+    return Trained(model, "\n".join([_text(errors, alone, floors), _low_rank_text(compressed)]))
+
+
+def _low_rank_text(compressed: Compressed) -> str:
+    (term,) = compressed.model.terms
+    if term.low_rank is None or compressed.force_error is None:
+        return "no kernel of low rank"
+    ranks = ", ".join(
+        f"{symbol} {len(low)} of {len(points)}"
+        for symbol, low, points in zip(compressed.model.species, term.low_rank.points, term.sparse_points, strict=True)
+    )
+    return f"kernel of low rank: {ranks}; training forces change by {compressed.force_error:.1e} of their rms"
 
 
 def all_forces(potential: Potential, frames: Sequence[Frame]) -> Floats:
