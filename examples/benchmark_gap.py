@@ -12,7 +12,7 @@ makes of it: force error below 1e-4 of the rms force on the structures of the fi
 
 Both compute energy, forces and virial of structures that move by 1e-3 Angstrom from call to call, in turns in one
 process, so that a busy machine is busy for both; figures are medians, and the first turn does not count. Both have one
-thread: OpenMP and BLAS are told so before they are loaded. Needs `pip install kqeq_md[bench]`.
+thread: OpenMP and BLAS are told so before they are loaded. Needs QUIP: `pip install quippy-ase`.
 """
 
 from __future__ import annotations

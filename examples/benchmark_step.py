@@ -41,8 +41,8 @@ LATTICE = 5.64  # Angstrom
 AMPLITUDE = 0.1  # Angstrom
 PERIOD = 100  # steps
 SEED = 20240607
-SIZES = {1000: 5, 3000: 7, 8000: 10, 32768: 16}
-"""Atoms, about, and cubic cells along each edge."""
+SIZES = {1000: 5, 2744: 7, 8000: 10, 32768: 16}
+"""Atoms and cubic cells along each edge."""
 STEPS = 9
 
 PARTS: dict[str, tuple[Callable[..., Any], ...]] = {

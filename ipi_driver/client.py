@@ -67,7 +67,7 @@ class Evaluation:
 
     def __call__(self, request: Request) -> bytes:
         """The reply to one request; errors as in `evaluate`."""
-        return encode_result(self.evaluate(request))
+        return encode_result(self.evaluate(request), with_charges=self.potential.has_charges)
 
     def evaluate(self, request: Request) -> Result:
         """What the potential finds.
@@ -266,7 +266,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="periodic or open boundaries, instead of the template's: "
         "i-PI always sends a cell, so the driver cannot tell from that",
     )
-    add("--threads", type=_threads, metavar="N", help="how many work at once (default: KQEQ_NUM_THREADS, or all cores)")
+    add(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="how many work at once (default: KQEQ_NUM_THREADS, or what the scheduler gives)",
+    )
     add("--wait", type=_seconds, default=60.0, metavar="SECONDS", help="time to wait for i-PI (default: 60)")
     add("-v", "--verbose", action="store_true", help="say what happens")
     return parser

@@ -137,12 +137,13 @@ def decode_request(read: Read, n_atoms: int) -> Request:
     return Request(cell=h_ck.T * BOHR, positions=r_nc * BOHR)
 
 
-def encode_result(result: Result) -> bytes:
+def encode_result(result: Result, with_charges: bool = True) -> bytes:
     """The answer to GETFORCE: header, energy, number of atoms, forces, virial -dE/d(strain), extras.
 
     Args:
         result: energy, charges, forces and virial (nan goes out where there is none); its dipole goes into the extras
             where there is one.
+        with_charges: False for a model that has none.
 
     Raises:
         DriverError: a number that is not finite.
@@ -151,7 +152,7 @@ def encode_result(result: Result) -> bytes:
     forces = _finite("forces", result.forces, "from the model") * (BOHR / HARTREE)
     undefined = np.full((3, 3), np.nan)
     virial = undefined if result.virial is None else _finite("virial", result.virial, "from the model") / HARTREE
-    extras = _extras(result).encode("utf-8")
+    extras = _extras(result, with_charges).encode("utf-8")
     return b"".join(
         (
             encode_header("FORCEREADY"),
@@ -165,9 +166,11 @@ def encode_result(result: Result) -> bytes:
     )
 
 
-def _extras(result: Result) -> str:
-    """One JSON object: `charges` (e) and, where the dipole has a meaning, `dipole` (e bohr)."""
-    extras = {"charges": _finite("charges", result.charges, "from the model").tolist()}
+def _extras(result: Result, with_charges: bool) -> str:
+    """One JSON object: `charges` (e) where there are any and, where the dipole has a meaning, `dipole` (e bohr)."""
+    extras = {}
+    if with_charges:
+        extras["charges"] = _finite("charges", result.charges, "from the model").tolist()
     if result.dipole is not None:
         extras["dipole"] = (_finite("dipole", result.dipole, "from the model") / BOHR).tolist()
     return json.dumps(extras)

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     gap.add_argument("gap", metavar="GAP.xml", type=Path)
     gap.add_argument("-o", "--output", metavar="MODEL.kqeq", required=True, type=Path)
     gap.add_argument(
-        "--low-rank", metavar="STRUCTURES", help="add a fast kernel of low rank, with forces within 1e-4 on these"
+        "--low-rank", metavar="FILE", help="add a fast kernel of low rank, with forces within 1e-4 on its structures"
     )
     gap.set_defaults(run=_import_gap)
 
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", metavar="N", type=int, help="how many work at once (default: KQEQ_NUM_THREADS, "
-                         "or all cores)")  # fmt: skip
+                         "or what the scheduler gives)")  # fmt: skip
 
 
 def _set_threads(threads: int | None) -> None:
@@ -240,7 +240,13 @@ def _info(arguments: argparse.Namespace) -> int:
     kind = "short-range potential without charges" if model.charges == NO_CHARGES else "kQEq model"
     print(f"{arguments.model}: {kind}, format {header['version']}")
     print(f"species           {', '.join(model.species)}")
-    for term in model.terms:
+    if "imported" in model.training:
+        print(f"imported from      {model.training['imported']} {model.training['label']}")
+        for symbol, energy in zip(model.species, model.atom_energy, strict=True):
+            print(f"{symbol:<18}e0 {energy:.10g} eV")
+    for number, term in enumerate(model.terms, 1):
+        if len(model.terms) > 1:
+            print(f"term {number}")
         _print_term(model.species, term)
     for pair in model.pair_terms:
         elements = "-".join(model.species[index] for index in pair.species)
@@ -264,7 +270,8 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _print_term(species: Sequence[str], term: SoapTerm) -> None:
     for name, value in vars(term.soap).items():
-        print(f"{name:<18}{value if isinstance(value, str) else format(value, 'g')}")
+        if term.soap.radial_scale or not name.startswith("radial_"):
+            print(f"{name:<18}{value if isinstance(value, str) else format(value, 'g')}")
     print(f"zeta              {term.zeta:g}")
     for element, symbol in enumerate(species):
         low = f", low rank {len(term.low_rank.points[element])}" if term.low_rank is not None else ""
@@ -289,12 +296,14 @@ def _import_gap(arguments: argparse.Namespace) -> int:
 def _with_low_rank(model: Model, structures: list[Structure]) -> Model:
     from kqeq_md.compression import LARGEST_FORCE_ERROR, STEP, compress, forces_on
 
+    if all(term.zeta != 2 for term in model.terms):
+        raise KqeqError(f"`--low-rank` needs a kernel with zeta = 2, got zeta {[term.zeta for term in model.terms]}")
     compressed = compress(model, forces_on(structures))
     if compressed.force_error is None:
         raise KqeqError(
             f"`--low-rank` found no lower rank that changes forces on these structures by less than "
-            f"{LARGEST_FORCE_ERROR:g} of them: it needs a kernel with zeta = 2, more than {STEP} sparse points per "
-            "element, and structures in which atoms feel forces"
+            f"{LARGEST_FORCE_ERROR:g} of them: it needs more than {STEP} sparse points per element, and structures in "
+            "which atoms feel forces"
         )
     print(f"low rank: forces change by {compressed.force_error:.1e} of their rms")
     training = {**compressed.model.training, "low_rank_force_error": compressed.force_error}

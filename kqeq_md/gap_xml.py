@@ -103,12 +103,12 @@ def read_gap(path: str | Path) -> GapFile:
             energies=_energies(_only(parameters, "GAP_data")),
             terms=tuple(_term(element, Path(path).parent) for element in elements),
         )
+    except ModelError as error:
+        raise ModelError(f"GAP file {path}: {error}") from None
     except (ParseError, ValueError, LookupError) as error:  # the last two: encodings that are none
         raise ModelError(f"GAP file {path} is not well-formed XML: {error}") from None
     except OSError as error:
         raise ModelError(f"GAP file {path} cannot be read: {error.strerror or error}") from None
-    except ModelError as error:
-        raise ModelError(f"GAP file {path}: {error}") from None
 
 
 def _parse(path: Path) -> Element:
