@@ -120,7 +120,7 @@ def eigenpoints(points: Floats, weights: Floats, typical: bool) -> tuple[Floats,
 
 
 def fewest_points(kernel: SparseKernel) -> SparseKernel:
-    """The same kernel of one column for zeta = 2, to rounding, by its eigenvectors: never more than the sparse points."""
+    """The same kernel of one column for zeta = 2, to rounding; its eigenvectors are never more than the points."""
     given = zip(kernel.points, kernel.weights, strict=True)
     parts = [eigenpoints(points, weights[:, 0], typical=False) for points, weights in given]
     return SparseKernel(tuple(p for p, _ in parts), tuple(w.reshape(-1, 1) for _, w in parts))
