@@ -161,7 +161,7 @@ class Result:
 
     Attributes:
         energy: E, eV, field term included.
-        charges: q, e, shape (n,).
+        charges: q, e, shape (n,); zeros from a model without charges.
         energies: energy per atom, eV, shape (n,); they add up to `energy`.
         forces: -dE/dR, eV/Angstrom, shape (n, 3).
         virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included; None where a field leaves it

@@ -19,7 +19,7 @@ from kqeq_md.structure import Floats
 Ints = NDArray[np.int64]
 
 TOGETHER = 4
-"""Steps of which the density is summed before it is stored: fewer trips to memory."""
+"""Steps of which `add_neighbours` sums the density before it is stored: fewer trips to memory."""
 
 
 @compiled
