@@ -229,7 +229,7 @@ def _structures(file: str) -> list[Structure]:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from kqeq_md.model import NO_CHARGES, load_model, model_header
+    from kqeq_md.model import load_model, model_header
     from kqeq_md.train.report import QUANTITIES
 
     model = load_model(arguments.model)
@@ -237,7 +237,7 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(header, indent=1))
         return 0
-    kind = "short-range potential without charges" if model.charges == NO_CHARGES else "kQEq model"
+    kind = "kQEq model" if model.has_charges else "short-range potential without charges"
     print(f"{arguments.model}: {kind}, format {header['version']}")
     print(f"species           {', '.join(model.species)}")
     if "imported" in model.training:
@@ -251,7 +251,7 @@ def _info(arguments: argparse.Namespace) -> int:
     for pair in model.pair_terms:
         elements = "-".join(model.species[index] for index in pair.species)
         print(f"{elements:<18}pair term of {len(pair.points)} points, cutoff {pair.cutoff:g} A")
-    if model.charges != NO_CHARGES:
+    if model.has_charges:
         for symbol, hardness, width in zip(model.species, model.hardness, model.gaussian_width, strict=True):
             print(f"{symbol:<18}hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
     if (error := model.training.get("low_rank_force_error")) is not None:

@@ -8,8 +8,8 @@ from math import ceil
 
 import numpy as np
 
-from kqeq_md.kernel import SparseKernel, low_rank
-from kqeq_md.model import Model, SoapTerm
+from kqeq_md.kernel import eigen_kernel, largest
+from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Structure
 
@@ -49,8 +49,12 @@ def compress(model: Model, forces: Callable[[Potential], Floats]) -> Compressed:
     if not exact.any():
         return none
 
+    eigen = [eigen_kernel(term.sparse_kernel) if term.zeta == 2 else None for term in model.terms]
+
     def tried(rank: int) -> Compressed:
-        other = replace(model, terms=tuple(_of_rank(term, rank) for term in model.terms))
+        kernels = [None if kernel is None else largest(kernel, rank) for kernel in eigen]
+        terms = (replace(term, low_rank=low) for term, low in zip(model.terms, kernels, strict=True))
+        other = replace(model, terms=tuple(terms))
         error = forces(Potential(other)) - exact
         return Compressed(other, float(np.sqrt(np.mean(error**2) / np.mean(exact**2))))
 
@@ -74,9 +78,3 @@ def forces_on(structures: Sequence[Structure]) -> Callable[[Potential], Floats]:
         return np.concatenate([values for values in found if values is not None])
 
     return forces
-
-
-def _of_rank(term: SoapTerm, rank: int) -> SoapTerm:
-    if term.zeta != 2:
-        return term
-    return replace(term, low_rank=low_rank(SparseKernel(term.sparse_points, term.weights), rank))

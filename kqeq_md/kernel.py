@@ -126,21 +126,31 @@ def fewest_points(kernel: SparseKernel) -> SparseKernel:
     return SparseKernel(tuple(p for p, _ in parts), tuple(w.reshape(-1, 1) for _, w in parts))
 
 
+def eigen_kernel(kernel: SparseKernel) -> SparseKernel:
+    """The same kernel for zeta = 2 by the eigenpoints of each column, per element what contributes most first."""
+    points, weights = [], []
+    for given, columns in zip(kernel.points, kernel.weights, strict=True):
+        parts = [eigenpoints(given, w, typical=True) for w in columns.T]
+        values = np.concatenate([value for _, value in parts])
+        column = np.repeat(np.arange(len(parts)), [len(value) for _, value in parts])
+        order = np.argsort(-np.abs(values), kind="stable")
+        points.append(np.concatenate([b for b, _ in parts])[order])
+        weights.append(values[order, None] * np.eye(len(parts))[column[order]])
+    return SparseKernel(tuple(points), tuple(weights))
+
+
+def largest(kernel: SparseKernel, rank: int) -> SparseKernel:
+    """The `rank` points per element, in the mean, with the largest weights of an `eigen_kernel`."""
+    size = np.concatenate([np.abs(w).sum(axis=1) for w in kernel.weights])  # each point serves one column
+    keep = np.zeros(len(size), dtype=bool)
+    keep[np.argsort(-size, kind="stable")[: rank * len(kernel.points)]] = True
+    kept = np.split(keep, np.cumsum([len(points) for points in kernel.points])[:-1])
+    return SparseKernel(
+        tuple(points[rows] for points, rows in zip(kernel.points, kept, strict=True)),
+        tuple(w[rows] for w, rows in zip(kernel.weights, kept, strict=True)),
+    )
+
+
 def low_rank(kernel: SparseKernel, rank: int) -> SparseKernel:
     """The kernel for zeta = 2 with `rank` points per element in the mean, those that contribute most where data was."""
-    found = [
-        (element, column, b, value)
-        for element, (points, weights) in enumerate(zip(kernel.points, kernel.weights, strict=True))
-        for column, w in enumerate(weights.T)
-        for b, value in zip(*eigenpoints(points, w, typical=True), strict=True)
-    ]
-    found.sort(key=lambda term: -abs(term[3]))
-    points: list[Floats] = []
-    weights: list[Floats] = []
-    for element, (old, old_weights) in enumerate(zip(kernel.points, kernel.weights, strict=True)):
-        kept = [term[1:] for term in found[: rank * len(kernel.points)] if term[0] == element]
-        points.append(np.array([b for _, b, _ in kept]).reshape(-1, old.shape[1]))
-        weights.append(np.zeros((len(kept), old_weights.shape[1])))
-        for k, (column, _, value) in enumerate(kept):
-            weights[-1][k, column] = value
-    return SparseKernel(tuple(points), tuple(weights))
+    return largest(eigen_kernel(kernel), rank)

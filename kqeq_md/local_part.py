@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.kernel import SparseKernel, fewest_points, weighted_powers, weighted_powers_vjp
-from kqeq_md.model import NO_CHARGES, Model, SoapTerm
+from kqeq_md.model import Model, SoapTerm
 from kqeq_md.neighbours import Pairs
 from kqeq_md.pair_potential import add_pair_terms, pair_tables
 from kqeq_md.short_range import add_repulsion
@@ -63,7 +63,7 @@ class LocalKernels:
     def _kernel(term: SoapTerm, exact: bool) -> SparseKernel:
         if term.low_rank is not None and not exact:
             return term.low_rank
-        kernel = SparseKernel(term.sparse_points, term.weights)
+        kernel = term.sparse_kernel
         return fewest_points(kernel) if term.zeta == 2 and kernel.weights[0].shape[1] == 1 else kernel
 
 
@@ -109,7 +109,6 @@ class LocalPart:
         self.model, self.species, self.pairs = model, species, pairs
         self.species_all = np.asarray(halo.forward(species), dtype=np.int64)
         self._kernels, self._threads = kernels, threads
-        self._has_charges = model.charges != NO_CHARGES
         self._groups: list[list[Group]] = []
         self.energies, self.pair_gradient = model.atom_energy[species], np.zeros_like(pairs.vectors)
         self._add_pair_terms()
@@ -117,7 +116,7 @@ class LocalPart:
         self.energies += kernel[model.energy_column]
         self.electronegativity = model.electronegativity_offset[species]
         self.reference_charge = model.reference_charge[species]
-        if self._has_charges:
+        if model.has_charges:
             self.electronegativity = self.electronegativity + kernel[0]
         if model.learned_reference:
             self.reference_charge = self.reference_charge + kernel[2]
@@ -134,7 +133,7 @@ class LocalPart:
             eV/Angstrom, shape (n_pairs, 3).
         """
         model, out = self.model, short_range * self.pair_gradient
-        if not self._has_charges:
+        if not model.has_charges:
             return out
         grad_y = np.zeros((model.columns, len(charges)))
         grad_y[0], grad_y[model.energy_column] = charges, short_range
@@ -170,7 +169,7 @@ class LocalPart:
         overlap = term.kernel.points[element] @ unit
         y = weighted_powers(overlap, term.kernel.weights[element], term.zeta)
         group = Group(element, rows, density, overlap)
-        if self._has_charges:
+        if self.model.has_charges:
             return y, group
         self._carry_back(term, group, unit, length, np.ones((1, len(rows))), self.pair_gradient)
         return y, None

@@ -85,6 +85,11 @@ class SoapTerm:
     weights: tuple[Floats, ...]
     low_rank: SparseKernel | None = None
 
+    @property
+    def sparse_kernel(self) -> SparseKernel:
+        """The exact kernel."""
+        return SparseKernel(self.sparse_points, self.weights)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -148,8 +153,7 @@ class Model:
             values = getattr(self, name)
             if np.shape(values) != (n,) or not np.isfinite(values).all():
                 raise ModelError(f"`{name}` must be {n} finite numbers, got {np.asarray(values).tolist()}")
-        smeared = self.charges != NO_CHARGES
-        for name, positive in (("gaussian_width", smeared), ("repulsion_radius", False)):
+        for name, positive in (("gaussian_width", self.has_charges), ("repulsion_radius", False)):
             for symbol, value in zip(self.species, getattr(self, name), strict=True):
                 if value < 0 or (value == 0 and positive):
                     rule = "positive" if positive else "not negative"
@@ -179,9 +183,9 @@ class Model:
                 )
 
     def _validate_terms(self) -> None:
-        if not self.terms and (self.charges != NO_CHARGES or not self.pair_terms):
+        if not self.terms and (self.has_charges or not self.pair_terms):
             raise ModelError("`terms` must hold at least one kernel, got none")
-        allowed = (1,) if self.charges == NO_CHARGES else (2, 3)
+        allowed = (2, 3) if self.has_charges else (1,)
         if self.terms and self.columns not in allowed:
             raise ModelError(f"`weights` must have {' or '.join(map(str, allowed))} columns, got {self.columns}")
         for term in self.terms:
@@ -215,6 +219,11 @@ class Model:
         return max(2.0 * float(self.repulsion_radius.max()), *ranges)
 
     @property
+    def has_charges(self) -> bool:
+        """False for a model that is nothing but a short-range potential."""
+        return self.charges != NO_CHARGES
+
+    @property
     def columns(self) -> int:
         """How many columns the weights have."""
         return int(self.terms[0].weights[0].shape[-1]) if self.terms and self.terms[0].weights else 1
@@ -222,7 +231,7 @@ class Model:
     @property
     def energy_column(self) -> int:
         """The column of the short-range energy."""
-        return 0 if self.charges == NO_CHARGES else 1
+        return 1 if self.has_charges else 0
 
     @property
     def learned_reference(self) -> bool:

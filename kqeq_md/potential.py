@@ -29,7 +29,7 @@ from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.halo import SERIAL, Halo, OrderedHalo
 from kqeq_md.local_part import LocalKernels, LocalPart
-from kqeq_md.model import NO_CHARGES, Model, load_model
+from kqeq_md.model import Model, load_model
 from kqeq_md.neighbours import NeighbourList, Pairs
 from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats, Result, Structure
@@ -115,7 +115,7 @@ class Potential:
         self.threads = kernel_threads(threads)
         self._use_exact = self._exact(kernel)
         self._neighbours = NeighbourList()
-        self.has_charges = self.model.charges != NO_CHARGES
+        self.has_charges = self.model.has_charges
         if self.has_charges:
             self._electrostatics = Electrostatics(
                 self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, self.threads

@@ -215,25 +215,24 @@ void PairKqeq::settings(int narg, char **arg)
     double *values;
     int count;
   };
-  std::map<std::string, Keyword> unread = {
+  const std::map<std::string, Keyword> keywords = {
       {"charge", {&call.charge, 1}},
       {"field", {call.field, 3}},
       {"accuracy", {&call.accuracy, 1}},
       {"tolerance", {&call.tolerance, 1}},
       {"threads", {&call.threads, 1}},
   };
-  const std::set<std::string> known = {"charge", "field", "accuracy", "tolerance", "threads"};
+  std::set<std::string> seen;
   int iarg = 0;
   while (iarg < narg) {
     const std::string keyword = arg[iarg];
-    if (!known.count(keyword))
+    const auto found = keywords.find(keyword);
+    if (found == keywords.end())
       refuse("unknown keyword `" + keyword +
              "`, the keywords are: charge Q, field Ex Ey Ez, accuracy A, tolerance T, threads N");
-    const auto found = unread.find(keyword);
-    if (found == unread.end()) refuse("keyword `" + keyword + "` is given twice");
+    if (!seen.insert(keyword).second) refuse("keyword `" + keyword + "` is given twice");
     const Keyword read = found->second;
     read_numbers(arg[iarg], iarg, narg, arg, read.count, read.values);
-    unread.erase(found);
     iarg += 1 + read.count;
   }
   try {

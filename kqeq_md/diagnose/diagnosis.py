@@ -35,7 +35,7 @@ from kqeq_md.diagnose.verdicts import (
     judge_transfer,
 )
 from kqeq_md.errors import ChargeError, FieldError, KqeqError
-from kqeq_md.model import NO_CHARGES, Model
+from kqeq_md.model import Model
 from kqeq_md.potential import NO_SUCH_CHARGES
 from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats, Structure
@@ -131,7 +131,7 @@ def diagnose(
         KqeqError: arguments out of range, unknown elements, a model without fragment where one is needed.
         ChargeError: a model without charges.
     """
-    if model.charges == NO_CHARGES:
+    if not model.has_charges:
         raise ChargeError(NO_SUCH_CHARGES)
     if not 0.5 <= spacing <= 100.0:
         raise KqeqError(f"`spacing` must lie between 0.5 and 100 Angstrom, got {spacing:g}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.kernel import sparse_kernel, weighted_powers_vjp
+from kqeq_md.kernel import sparse_kernel
 from kqeq_md.local_part import LARGEST_GROUP, same_element
 from kqeq_md.neighbours import Pairs, find_pairs
 from kqeq_md.structure import Floats
@@ -160,8 +160,7 @@ def force_design(
         grad = np.zeros_like(batch.pairs.vectors)
         for group, overlap in zip(batch.groups, overlaps, strict=True):
             if m < len(overlap):
-                every = np.ones((1, 1)), float(basis.zeta), np.ones((1, len(group.rows)))
-                slope = weighted_powers_vjp(overlap[m : m + 1], *every)
+                slope = basis.zeta * overlap[m] ** (basis.zeta - 1)
                 descriptor.spectrum_vjp(
                     group.rows, batch.pairs, batch.species, group.density, group.unit, group.length,
                     np.outer(basis.points[group.element][m], slope), grad,

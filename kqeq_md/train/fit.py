@@ -29,7 +29,7 @@ from kqeq_md.train.data import Frame, species_of
 from kqeq_md.train.design import Basis, Batch, Progress, force_design, make_batch
 from kqeq_md.train.frozen import ACCURACY, Response, charge_response, freeze
 from kqeq_md.train.least_squares import LeastSquares
-from kqeq_md.train.molecules import smallest_fragment, take_fragments
+from kqeq_md.train.molecules import prepared, smallest_fragment
 from kqeq_md.train.sparse import farthest_points, whitening
 
 WIDE = 1e3
@@ -138,7 +138,7 @@ class _Fit:
         charged = self._with_charges(learned)
         potential, known = Potential(charged, ACCURACY), []
         for frame in self.frames:
-            result = self._prepared(potential, frame).compute(frame.structure, want=("forces",))
+            result = prepared(potential, frame).compute(frame.structure, want=("forces",))
             known.append((result.energy, _given(result.forces)))
         level_known = self.level_determined()
         model = self.short_range(charged, known, level_known)
@@ -241,18 +241,13 @@ class _Fit:
         potential, out = Potential(self.blank, ACCURACY), []
         for frame in self.frames:
             try:
-                out.append(charge_response(self._prepared(potential, frame), frame.structure))
+                out.append(charge_response(prepared(potential, frame), frame.structure))
             except KqeqError as error:
                 raise ConfigError(f"{frame.place}: {error}") from None
         return out
 
     def _equilibrate(self, potential: Potential) -> Iterator[Equilibrated]:
-        return (self._prepared(potential, frame).equilibrate(frame.structure) for frame in self.frames)
-
-    def _prepared(self, potential: Potential, frame: Frame) -> Potential:
-        if potential.charge_model.name == "fragments":
-            take_fragments(potential, frame)
-        return potential
+        return (prepared(potential, frame).equilibrate(frame.structure) for frame in self.frames)
 
     def _repulsion(self, f: int) -> tuple[float, Floats]:
         """Energy (eV) and forces (eV/Angstrom) of what repels without any charges."""

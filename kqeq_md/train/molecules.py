@@ -14,6 +14,13 @@ from kqeq_md.potential import Potential
 from kqeq_md.train.data import Frame
 
 
+def prepared(potential: Potential, frame: Frame) -> Potential:
+    """The potential, with the frame's fragments where its charges stay in fragments."""
+    if potential.charge_model.name == "fragments":
+        take_fragments(potential, frame)
+    return potential
+
+
 def take_fragments(potential: Potential, frame: Frame) -> None:
     """Let `potential` use the frame's molecule numbers, or find its fragments: it keeps those of the frame before."""
     potential.use_fragments(CONNECTIVITY if frame.fragments is None else frame.fragments)

@@ -24,7 +24,7 @@ from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame, read_frames
 from kqeq_md.train.design import Progress
 from kqeq_md.train.fit import fit
-from kqeq_md.train.molecules import take_fragments
+from kqeq_md.train.molecules import prepared
 from kqeq_md.train.report import evaluate, evaluate_local_part, format_table, point_charge_floor
 
 log = logging.getLogger("kqeq_md")
@@ -96,9 +96,7 @@ def all_forces(potential: Potential, frames: Sequence[Frame]) -> Floats:
     """Forces on all atoms of all frames, eV/Angstrom, shape (n, 3)."""
     out = []
     for frame in frames:
-        if potential.charge_model.name == "fragments":
-            take_fragments(potential, frame)
-        forces = potential.compute(frame.structure, want=("forces",)).forces
+        forces = prepared(potential, frame).compute(frame.structure, want=("forces",)).forces
         assert forces is not None
         out.append(forces)
     return np.concatenate(out)
