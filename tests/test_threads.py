@@ -124,7 +124,8 @@ def test_a_mask_of_one_core_gives_one_thread() -> None:
 
 def test_ranks_of_mpirun_share_the_cores() -> None:
     """As many ranks as cores, started for real: one thread each."""
-    code = "from kqeq_md.threads import *; print(kernel_threads())"
+    # in one piece: ranks write into the same pipe, and one's end of line came after the other's number
+    code = "import sys; from kqeq_md.threads import *; sys.stdout.write(f'{kernel_threads()} ')"
     clean = {name: value for name, value in environment().items() if name not in (*THREADS, *CORES, *RANKS)}
     ranks = max(2, usable_cores())
     command = [program("mpirun"), "-np", str(ranks), sys.executable, "-c", code]
