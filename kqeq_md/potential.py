@@ -284,9 +284,11 @@ class Potential:
         grad_pairs = local.gradient(nothing)
         forces = -halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
         strain = halo.sum(pairs.vectors.T @ grad_pairs)
+        energy = float(halo.sum(local.energies.sum()))
         return Result(
-            energy=float(halo.sum(local.energies.sum())),
+            energy=energy,
             charges=nothing,
+            short_range_energy=energy,
             energies=restored(local.energies, order) if "energies" in want else None,
             forces=restored(forces, order) if "forces" in want else None,
             virial=-0.5 * (strain + strain.T) if "virial" in want else None,
@@ -321,9 +323,15 @@ class Potential:
         residual = None
         if self.charge_model.name == "split" and hold.reference is None:
             residual = problem.constraint.excess(local.reference_charge)
+        short_range, electric = (float(halo.sum(part.sum())) for part in (local.energies, equilibrium.energies))
+        field_energy = -float(problem.field @ equilibrium.dipole)
         return Result(
-            energy=float(halo.sum(energies.sum())),
+            energy=short_range + electric,
             charges=charges,
+            short_range_energy=short_range,
+            charge_energy=electric - field_energy,
+            field_energy=field_energy,
+            iterations=equilibrium.iterations,
             energies=restored(energies, order) if "energies" in want else None,
             forces=forces if "forces" in want else None,
             virial=virial if "virial" in want else None,
