@@ -162,10 +162,6 @@ class Result:
     Attributes:
         energy: E, eV, field term included.
         charges: q, e, shape (n,); zeros from a model without charges.
-        short_range_energy: E_short, eV.
-        charge_energy: chi.q + 1/2 q.J q and the energy of bonds, eV.
-        field_energy: -F.mu, eV. These three add up to `energy`.
-        iterations: products with J that the charges took beside the first one; 0 by factorisation.
         energies: energy per atom, eV, shape (n,); they add up to `energy`.
         forces: -dE/dR, eV/Angstrom, shape (n, 3).
         virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included; None where a field leaves it
@@ -174,16 +170,20 @@ class Result:
             fragments, split charges (`charges.field`).
         reference_residual: what learned reference charges of split charges miss of the sums that they should have and
             is spread evenly, e, shape (n_groups,): one entry for the structure, or one per fragment.
+        short_range_energy: E_short, eV.
+        charge_energy: chi.q + 1/2 q.J q and the energy of bonds, eV.
+        field_energy: -F.mu, eV. These three add up to `energy`.
+        iterations: products with J that the charges took beside the first one; 0 by factorisation.
     """
 
     energy: float
     charges: Floats
-    short_range_energy: float = 0.0
-    charge_energy: float = 0.0
-    field_energy: float = 0.0
-    iterations: int = 0
     energies: Floats | None = None
     forces: Floats | None = None
     virial: Floats | None = None
     dipole: Floats | None = None
     reference_residual: Floats | None = None
+    short_range_energy: float = 0.0
+    charge_energy: float = 0.0
+    field_energy: float = 0.0
+    iterations: int = 0
