@@ -35,6 +35,7 @@ from kqeq_md.examples.benchmark_charges import WARM_UP, memory
 from kqeq_md.local_part import LocalPart
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.process import OneProcess
 from kqeq_md.structure import Structure
 
 LATTICE = 5.64  # Angstrom
@@ -46,7 +47,7 @@ SIZES = {1000: 5, 2744: 7, 8000: 10, 32768: 16}
 STEPS = 9
 
 PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "neighbours": (Potential._surroundings,),
+    "neighbours": (OneProcess.update, OneProcess.pairs),
     "descriptor and kernels": (LocalPart.__init__,),
     "their reverse": (LocalPart.gradient,),
     "charges": (Electrostatics.at, ChargeSolver.solve),

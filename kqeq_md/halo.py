@@ -1,9 +1,10 @@
-"""The seam for domain decomposition: how values travel between the owners of atoms and their ghosts.
+"""The seam for domain decomposition: how values travel between ranks, and between the owners of atoms and ghosts.
 
 A rank owns the first `n_local` atoms of its arrays; the others, up to `n_all`, are ghosts: images of atoms that
 some rank owns. Whatever the core computes per centre needs neighbours' values (`forward`), whatever it
 differentiates leaves contributions on ghosts that belong to their owners (`reverse`), and totals are sums over
-ranks (`sum`). The core knows no more of parallel runs than this.
+ranks (`sum`). All ranks call the same methods in the same order; whatever decides which ones comes out of `sum`
+or `gather`, and so is the same on all. The core knows no more of parallel runs than this and `domain`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kqeq_md.structure import Floats
+
 
 class Halo(Protocol):
-    """Communication between owned atoms and ghosts."""
+    """Communication between ranks."""
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
         """Values of owners, shape (n_local, ...), copied to their ghosts: shape (n_all, ...)."""
@@ -26,9 +29,12 @@ class Halo(Protocol):
     def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of `value` over all ranks, the same on each."""
 
+    def gather(self, x_local: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rows of all ranks, one rank after the other, the same on each; shape (n, ...)."""
+
 
 class SerialHalo:
-    """One process that owns every atom: the three maps are the identity."""
+    """One process that owns every atom: the four maps are the identity."""
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
         return x_local
@@ -39,25 +45,35 @@ class SerialHalo:
     def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         return value
 
-
-class OrderedHalo:
-    """A halo for owned atoms in another order: row k is the halo's atom order[k]; ghosts keep their rows."""
-
-    def __init__(self, halo: Halo, order: NDArray[np.int64]) -> None:
-        self._halo, self._order = halo, order
-
-    def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
-        out = np.empty_like(x_local)
-        out[self._order] = x_local
-        return np.concatenate([x_local, self._halo.forward(out)[len(x_local) :]])
-
-    def reverse(self, y_all: NDArray[np.float64]) -> NDArray[np.float64]:
-        out = y_all.copy()
-        out[self._order] = y_all[: len(self._order)]
-        return self._halo.reverse(out)[self._order]
-
-    def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._halo.sum(value)
+    def gather(self, x_local: NDArray[np.float64]) -> NDArray[np.float64]:
+        return x_local
 
 
 SERIAL = SerialHalo()
+
+
+def extent(values: Floats, halo: Halo) -> tuple[Floats, Floats]:
+    """Smallest and largest of values of all ranks, each shape (k,), from (n_local, k)."""
+    own = np.stack([values.min(axis=0, initial=np.inf), -values.max(axis=0, initial=-np.inf)])
+    low, high = halo.gather(own[None]).min(axis=0)
+    return low, -high
+
+
+def smallest(values: Floats, halo: Halo) -> float:
+    """The smallest of all ranks' values, shape (n_local,)."""
+    return float(extent(values[:, None], halo)[0][0])
+
+
+def total(value: float, halo: Halo) -> float:
+    """The sum of one number of each rank."""
+    return float(halo.sum(np.asarray(value, dtype=np.float64)))
+
+
+def dot(x: Floats, y: Floats, halo: Halo) -> float:
+    """x.y over the atoms of all ranks."""
+    return total(float(x @ y), halo)
+
+
+def norm(x: Floats, halo: Halo) -> float:
+    """|x| over the atoms of all ranks."""
+    return float(np.sqrt(dot(x, x, halo)))

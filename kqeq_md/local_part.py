@@ -106,7 +106,7 @@ class LocalPart:
         self, kernels: LocalKernels, species: Ints, pairs: Pairs, halo: Halo = SERIAL, threads: int = 1
     ) -> None:
         model = kernels.model
-        self.model, self.species, self.pairs = model, species, pairs
+        self.model, self.species, self.pairs, self.halo = model, species, pairs, halo
         self.species_all = np.asarray(halo.forward(species), dtype=np.int64)
         self._kernels, self._threads = kernels, threads
         self._groups: list[list[Group]] = []
@@ -142,6 +142,12 @@ class LocalPart:
         for term, groups in zip(self._kernels.terms, self._groups, strict=True):
             in_parallel(partial(self._reverse, term, grad_y, out), groups, self._threads)
         return out
+
+    def carried_home(self, grad_pairs: Floats) -> tuple[Floats, Floats]:
+        """dE/dR of the centres, eV/Angstrom, shape (n, 3), and dE/d(strain) of all ranks, eV, shape (3, 3), from
+        dE/d(pair vectors), shape (n_pairs, 3)."""
+        grad_r = self.halo.reverse(self.pairs.scatter(grad_pairs, len(self.species_all)))
+        return grad_r, self.halo.sum(self.pairs.vectors.T @ grad_pairs)
 
     def _predict(self) -> Floats:
         """y of all kernels, shape (columns, n); without charges the reverse pass follows group by group."""

@@ -13,6 +13,7 @@ pairs below the cutoff are still there while
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,18 +56,58 @@ class Pairs:
         """Index of the centre of each pair, shape (n_pairs,)."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
-    def of(self, order: Ints) -> Pairs:
-        """The pairs where row k of the owned atoms is atom order[k], shape (n_local,); ghosts keep their rows."""
-        counts = np.diff(self.first)[order]
-        first = np.concatenate([[0], np.cumsum(counts)])
-        rows = np.repeat(self.first[order] - first[:-1], counts) + np.arange(first[-1])
-        neighbour, owned = self.neighbour[rows], self.neighbour[rows] < len(order)
-        neighbour[owned] = np.argsort(order)[neighbour[owned]]
-        return Pairs(first, neighbour, self.vectors[rows])
-
     def scatter(self, gradient_pc: Floats, n_all: int) -> Floats:
         """dE/dR from dE/d(pair vectors): minus on the centre, plus on the neighbour; shape (n_all, 3)."""
         return scatter_gradient(self.first, self.neighbour, gradient_pc, n_all)
+
+
+@dataclass(frozen=True)
+class HalfList:
+    """Pairs of an atom with a later row of the positions, sorted by the atom.
+
+    Attributes:
+        first: the pairs of atom i are first[i]:first[i + 1], shape (n + 1,).
+        neighbour: row of the other one, shape (n_half,).
+        share: of a pair's energy that belongs to this rank: 1/2 of pairs that stand on the other's rank too.
+    """
+
+    first: Ints
+    neighbour: Rows
+    share: float = 1.0
+
+
+class Neighbours(Protocol):
+    """Half lists of the atoms of one process, kept from step to step.
+
+    Attributes:
+        order: row k of everything below is atom order[k] of the structure, shape (n,).
+        positions: the n atoms, then images or ghosts, Angstrom, shape (n_all, 3).
+        owner: the row whose charge each row has, shape (n_all,): that of its atom for an image, its own for a ghost.
+        atom: the first row of the same atom, shape (n_all,).
+        number: what tells atoms apart and puts them in an order that all ranks share, shape (n_all,) or (n,).
+        halves: one list of all pairs, or one of pairs of atoms and one of pairs of an atom and a ghost.
+        builds: how often the list was built.
+        sorts: how often rows were made or given to other atoms.
+    """
+
+    order: Ints
+    positions: Floats
+    owner: Rows
+    number: Ints
+    builds: int
+    sorts: int
+
+    @property
+    def atom(self) -> Rows: ...
+
+    @property
+    def halves(self) -> tuple[HalfList, ...]: ...
+
+    @property
+    def cutoff(self) -> float: ...
+
+    @property
+    def reach(self) -> float: ...
 
 
 def find_pairs(structure: Structure, cutoff: float) -> Pairs:
@@ -95,6 +136,7 @@ class NeighbourList:
         owner: the row of which each row is an image; owner[:n] = arange(n), shape (n_all,).
         first: the neighbours of row i are neighbour[first[i]:first[i + 1]], shape (n + 1,).
         neighbour: rows of `positions`, images included, shape (n_half,).
+        number: 0, 1, ... for the n atoms; another array whenever `order` is made.
         builds: how often the list was built.
         sorts: how often `order` was made.
 
@@ -103,6 +145,7 @@ class NeighbourList:
     """
 
     order: Ints
+    number: Ints
     positions: Floats
     owner: Rows
     first: Ints
@@ -120,7 +163,7 @@ class NeighbourList:
         self.skin = skin
         self.builds = 0
         self.sorts = 0
-        self.order = np.empty(0, dtype=np.int64)
+        self.order = self.number = np.empty(0, dtype=np.int64)
         self._forget()
 
     def update(self, structure: Structure, cutoff: float) -> None:
@@ -135,7 +178,7 @@ class NeighbourList:
         lattice = lattice_of(structure)
         same = self._pbc == structure.pbc and np.array_equal(self._numbers, structure.numbers)
         largest, second = self._follow(structure, lattice) if same else (np.inf, np.inf)
-        if same and self._stretch(lattice) * self._reach - (largest + second) >= cutoff:
+        if same and stretch(self._lattice, lattice) * self._reach - (largest + second) >= cutoff:
             self._cutoff = cutoff
             place_images(self.positions, self.owner, self._shifts, lattice)
             return
@@ -155,29 +198,17 @@ class NeighbourList:
         """
         if not 0.0 < cutoff <= self._cutoff:
             raise KqeqError(f"`cutoff` must be positive and at most {self._cutoff:g}, as in `update`, got {cutoff!r}")
-        blocks = row_blocks(self.first, threads) or [(0, len(self.first) - 1)]
-        counts = [np.zeros(len(self.first) - 1, dtype=np.int64) for _ in blocks]
-        half = (self.first, self.neighbour, self.owner, self.positions, cutoff)
-        nothing = (np.empty(0, dtype=np.int64), np.empty((0, 3)))
+        return directed(self, cutoff, self.order, threads)
 
-        def count(block: int) -> tuple[float, int, int]:
-            return directed_pairs(*blocks[block], *half, counts[block], *nothing)
+    @property
+    def atom(self) -> Rows:
+        """As `owner`: each row's charge is that of its atom."""
+        return self.owner
 
-        shortest, i, j = min(in_parallel(count, range(len(blocks))))
-        if shortest < SHORTEST_DISTANCE:
-            raise StructureError(
-                f"`positions`: atoms {self.order[i]} and {self.order[j]} overlap, {shortest:.3g} Angstrom apart "
-                f"(at least {SHORTEST_DISTANCE} needed)"
-            )
-        first = np.concatenate([[0], np.cumsum(sum(counts))])
-        neighbour, vectors = np.empty(first[-1], dtype=np.int64), np.empty((first[-1], 3))
-        free = [first[:-1] + sum(counts[:block]) for block in range(len(blocks))]
-
-        def write(block: int) -> None:
-            directed_pairs(*blocks[block], *half, free[block], neighbour, vectors)
-
-        in_parallel(write, range(len(blocks)))
-        return Pairs(first, neighbour, vectors)
+    @property
+    def halves(self) -> tuple[HalfList, ...]:
+        """One list of all pairs."""
+        return (HalfList(self.first, self.neighbour),)
 
     @property
     def cutoff(self) -> float:
@@ -207,10 +238,6 @@ class NeighbourList:
         largest, second = follow(now, lattice, inverse, periodic, self._fractions, self.positions)
         return largest, second
 
-    def _stretch(self, lattice: Floats) -> float:
-        """The smallest singular value s of D: how much of a distance at the build is at least left."""
-        return float(np.linalg.svd(np.linalg.solve(self._lattice, lattice), compute_uv=False)[-1])
-
     def _unsorted(self, structure: Structure, lattice: Floats) -> bool:
         """True if the rms displacement since the sort exceeds `SORT_DISTANCE`."""
         if len(self.order) < FEWEST_SORTED:
@@ -224,6 +251,7 @@ class NeighbourList:
         points, self._sorted_fractions = wrap(structure.positions, lattice, structure.pbc)
         few = len(points) < FEWEST_SORTED
         self.order = np.arange(len(points)) if few else sort_into_bins(points, SORT_DISTANCE).row.astype(np.int64)
+        self.number = np.arange(len(points))
         self.sorts += 1
 
     def _build(self, structure: Structure, lattice: Floats, cutoff: float) -> None:
@@ -256,6 +284,11 @@ def lattice_of(structure: Structure) -> Floats:
     is_open = ~np.array(structure.pbc)
     lattice[is_open] = unit[is_open]
     return lattice
+
+
+def stretch(before: Floats, now: Floats) -> float:
+    """The smallest singular value s of D = before^-1 now: how much of a distance is at least left."""
+    return float(np.linalg.svd(np.linalg.solve(before, now), compute_uv=False)[-1])
 
 
 def wrap(positions: Floats, lattice: Floats, pbc: tuple[bool, ...]) -> tuple[Floats, Floats]:
@@ -308,6 +341,41 @@ def place_images(positions: Floats, owner: Rows, shifts: Shifts, lattice: Floats
             )
 
 
+def directed(neighbours: Neighbours, cutoff: float, names: Ints, threads: int) -> Pairs:
+    """All directed pairs of the atoms of half lists below `cutoff` (Angstrom); arguments as for `NeighbourList.pairs`.
+
+    Args:
+        names: what the user calls the rows of `positions` that own the others.
+
+    Raises:
+        StructureError: two atoms closer than 0.2 Angstrom.
+    """
+    n = len(neighbours.halves[0].first) - 1
+    blocks = [(half, rows) for half in neighbours.halves for rows in row_blocks(half.first, threads) or [(0, n)]]
+    counts = [np.zeros(n, dtype=np.int64) for _ in blocks]
+    no_pairs, no_vectors = np.empty(0, dtype=np.int64), np.empty((0, 3))
+
+    def walk(block: int, free: Ints, out: Ints, vectors: Floats) -> tuple[float, int, int]:
+        half, rows = blocks[block]
+        atoms = (neighbours.owner, neighbours.positions)
+        return directed_pairs(*rows, half.first, half.neighbour, *atoms, cutoff, free, out, vectors)
+
+    def count(block: int) -> tuple[float, int, int]:
+        return walk(block, counts[block], no_pairs, no_vectors)
+
+    shortest, i, j = min(in_parallel(count, range(len(blocks)), threads))
+    if shortest < SHORTEST_DISTANCE:
+        raise StructureError(
+            f"`positions`: atoms {names[i]} and {names[j]} overlap, {shortest:.3g} Angstrom apart "
+            f"(at least {SHORTEST_DISTANCE} needed)"
+        )
+    first: Ints = np.concatenate([[0], np.cumsum(sum(counts))])
+    neighbour, vectors = np.empty(first[-1], dtype=np.int64), np.empty((first[-1], 3))
+    free = [np.asarray(first[:-1] + sum(counts[:block]), dtype=np.int64) for block in range(len(blocks))]
+    in_parallel(lambda block: walk(block, free[block], neighbour, vectors), range(len(blocks)), threads)
+    return Pairs(first, neighbour, vectors)
+
+
 @compiled
 def directed_pairs(
     begin: int, end: int, first: Ints, neighbour: Rows, owner: Rows, positions: Floats, cutoff: float,
@@ -315,7 +383,8 @@ def directed_pairs(
 ) -> tuple[float, int, int]:  # fmt: skip
     """Both directions of each pair below the cutoff in some rows, written where free[centre] says, which moves on.
 
-    Without room in `directed` they are only counted. Returns the shortest distance and the two atoms' rows.
+    A ghost, which owns its own row, is no centre. Without room in `directed` pairs are only counted. Returns the
+    shortest distance and the two atoms' rows.
     """
     shortest, i_shortest, j_shortest = np.inf, 0, 0
     d = np.empty(3)
@@ -330,12 +399,16 @@ def directed_pairs(
             if r2 < shortest:
                 shortest, i_shortest, j_shortest = r2, i, j
             if len(directed) > 0:
-                here = free[i]
-                there = free[j] + (1 if i == j else 0)
-                directed[here], directed[there] = j, i
+                directed[free[i]] = j
                 for a in range(3):
-                    vectors[here, a], vectors[there, a] = d[a], -d[a]
+                    vectors[free[i], a] = d[a]
             free[i] += 1
+            if j >= len(free):
+                continue
+            if len(directed) > 0:
+                directed[free[j]] = i
+                for a in range(3):
+                    vectors[free[j], a] = -d[a]
             free[j] += 1
     return np.sqrt(shortest), i_shortest, j_shortest
 

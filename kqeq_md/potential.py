@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -18,20 +18,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kqeq_md.charges.charge_model import ChargeModel, Hold, reference_per_element
-from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium, Problem, bond_gradient, electrostatic_gradient
-from kqeq_md.charges.field import anchors, effective_field, has_dipole, has_stress
+from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium, Problem, electrostatic_gradient
+from kqeq_md.charges.field import effective_field, has_dipole, has_stress
 from kqeq_md.charges.leaks import LeakWatch
-from kqeq_md.charges.preconditioner import RADIUS
 from kqeq_md.charges.split import find_bonds
+from kqeq_md.domain import Domain
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
-from kqeq_md.halo import SERIAL, Halo, OrderedHalo
+from kqeq_md.halo import Halo
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model, load_model
-from kqeq_md.neighbours import NeighbourList, Pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.process import OneProcess, Process, Rank, Site
 from kqeq_md.structure import Floats, Result, Structure
 from kqeq_md.threads import kernel_threads, one_blas_thread
 
@@ -50,6 +49,9 @@ NO_SUCH_CHARGES = "the model has no charges: it is nothing but a short-range pot
 
 NEARLY_HALF = 0.45
 """Of a lattice vector: bonds of fragments that long are warned of in a field."""
+
+GROWTH = 1.12
+"""Of the cutoff of the Coulomb sum, for which ghosts are asked at the start of a run on several ranks."""
 
 KERNELS = ("low_rank", "exact")
 
@@ -114,7 +116,7 @@ class Potential:
         self.accuracy, self.tolerance = float(accuracy), float(tolerance)
         self.threads = kernel_threads(threads)
         self._use_exact = self._exact(kernel)
-        self._neighbours = NeighbourList()
+        self._alone, self._rank = OneProcess(), Rank()
         self.has_charges = self.model.has_charges
         if self.has_charges:
             self._electrostatics = Electrostatics(
@@ -192,20 +194,15 @@ class Potential:
         return out
 
     def compute(
-        self,
-        structure: Structure,
-        want: Collection[str] | None = None,
-        pairs: Pairs | None = None,
-        halo: Halo = SERIAL,
+        self, structure: Structure, want: Collection[str] | None = None, domain: Domain | None = None
     ) -> Result:
         """Equilibrate the charges and return the energy and what else is wanted.
 
         Args:
-            structure: the owned atoms.
+            structure: the atoms; on one of several ranks those that it owns.
             want: any of "energies", "forces", "virial", "charges", "dipole"; None for all that is defined.
-            pairs: neighbours within `cutoff` of the owned atoms among owned atoms and ghosts; found here if None.
-            halo: how values travel between owners and ghosts. The charges are solved for the owned atoms alone,
-                so that one process has to own all of them; ghosts are their images.
+            domain: what this rank knows of the others' atoms; None for one process. All ranks call together. Energies
+                of the whole, virial and dipole are the same on each; what belongs to atoms is that of the owned ones.
 
         Raises:
             StructureError: unknown elements, overlapping atoms.
@@ -213,85 +210,99 @@ class Potential:
             ChargeError: charges without a minimum, fragments that do not fit, or a result that is not finite.
         """
         _check_structure(structure)
-        if want is None:
-            want = QUANTITIES
-        else:
-            unknown = set(want) - set(QUANTITIES)
-            if unknown:
-                raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
-            if "virial" in want and not self.has_virial(structure):
-                raise FieldError(f"{NO_VIRIAL}, got {structure.field.tolist()} V/Angstrom")
+        unknown = set(want or ()) - set(QUANTITIES)
+        if unknown:
+            raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
         with one_blas_thread, np.errstate(all="ignore"):  # what overflows is refused below
             if self.has_charges:
-                result = self._result(self.equilibrate(structure, pairs, halo), want)
+                result = self._result(self.equilibrate(structure, domain, want), want)
             else:
-                result = self._short_range(structure, pairs, halo, want)
+                result = self._short_range(structure, domain, want)
         _check_finite(result)
-        if self.has_charges and self.charge_model.name == "qeq":
-            self._leaks.look(structure, result.charges)
+        if self.has_charges and self.charge_model.name == "qeq" and (domain is None or domain.renewed):
+            process = self._process(domain)
+            self._leaks.look(process.everyone, process.collect(result.charges))
         return result
 
-    def equilibrate(self, structure: Structure, pairs: Pairs | None = None, halo: Halo = SERIAL) -> Equilibrated:
+    def equilibrate(
+        self, structure: Structure, domain: Domain | None = None, want: Collection[str] | None = None
+    ) -> Equilibrated:
         """Solve for the charges and keep everything that derivatives need; arguments and errors as in `compute`."""
         _check_structure(structure)
-        species = self.species_index(structure.numbers)
-        hold = self.charge_model.at(structure, species)
-        field = effective_field(structure, hold)
-        self._warn_charged_cell(structure)
-        self._warn_stretched_fragment(structure, hold)
-        order, pairs, halo = self._surroundings(structure, pairs, halo)
-        local = LocalPart(self._kernels, species[order], pairs, halo, self.threads)
-        ordered = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
-        constraint = hold.constraint.ordered(order)
-        bonds = reference = None
-        if self.charge_model.name == "split":
-            model = self.model
-            bonds = find_bonds(pairs, local.species_all, model.compliance, model.compliance_cutoff, halo)
-            fixed = hold.reference
-            reference = constraint.enforce(local.reference_charge) if fixed is None else fixed[order]
-        places = anchors(structure, hold)[order]
+        process = self._take(structure, domain)
+        everyone = process.everyone
+        hold = self.charge_model.at(everyone, self.species_index(everyone.numbers))
+        if want is not None and "virial" in want and not has_stress(everyone, hold):
+            raise FieldError(f"{NO_VIRIAL}, got {structure.field.tolist()} V/Angstrom")
+        field = effective_field(everyone, hold)
+        self._warn_charged_cell(everyone)
+        self._warn_stretched_fragment(everyone, hold)
+        in_place = want is None or "dipole" in want or bool(field.any())
+        process.update(self.cutoff, self._electrostatics)
+        local = self._local(structure, process)
         while True:
-            operator = self._electrostatics.at(ordered, species[order], self._neighbours)
-            problem = Problem(
-                ordered, operator, self._neighbours, local.electronegativity, constraint, field,
-                places, reference, bonds,
-            )  # fmt: skip
+            site = process.site(hold, local.pairs, in_place)
+            process.migrate(self._charges, site)
+            problem = self._problem(site, local, field)
             equilibrium = self._charges.solve(problem)
-            if self._electrostatics.serves(equilibrium.charges):
+            if self._electrostatics.serves(equilibrium.charges, site.halo):
                 break
-            self._update_neighbours(structure)
-        return Equilibrated(structure, hold, order, local, halo, problem, equilibrium)
+            process.update(self.cutoff, self._electrostatics)
+        return Equilibrated(structure, hold, process.order, local, site, problem, equilibrium)
 
-    def _surroundings(self, structure: Structure, pairs: Pairs | None, halo: Halo) -> tuple[Ints, Pairs, Halo]:
-        """The spatial order of the neighbour list, in which all is computed, and pairs and halo in that order."""
-        self._update_neighbours(structure)
-        order = self._neighbours.order
-        if pairs is None:
-            return order, self._neighbours.pairs(self.cutoff, self.threads), halo
-        return order, pairs.of(order), OrderedHalo(halo, order)
+    def _problem(self, site: Site, local: LocalPart, field: Floats) -> Problem:
+        """The charges of a site, with chi and q0 of the local part."""
+        model = self.model
+        species = self.species_index(site.structure.numbers)
+        species_all = np.asarray(site.halo.forward(species), dtype=np.int64)
+        reference = bonds = None
+        if self.charge_model.name == "split":
+            bonds = find_bonds(site.pairs, species_all, model.compliance, model.compliance_cutoff, site.halo)
+            reference = site.reference
+            if reference is None:
+                reference = site.constraint.enforce(site.enter(local.reference_charge))
+        operator = self._electrostatics.at(site.structure, species_all, site.neighbours, site.halo, site.longest)
+        return Problem(
+            site.structure, operator, site.neighbours, site.enter(local.electronegativity), site.constraint, field,
+            site.anchors, reference, bonds,
+        )  # fmt: skip
 
-    def _short_range(self, structure: Structure, pairs: Pairs | None, halo: Halo, want: Collection[str]) -> Result:
+    def _process(self, domain: Domain | None) -> OneProcess | Rank:
+        return self._alone if domain is None else self._rank
+
+    def _take(self, structure: Structure, domain: Domain | None) -> OneProcess | Rank:
+        """The process, with these atoms."""
+        if domain is None:
+            self._alone.take(structure)
+        else:
+            self._rank.take(structure, domain)
+        return self._process(domain)
+
+    def _local(self, structure: Structure, process: Process) -> LocalPart:
+        species = self.species_index(structure.numbers)[process.order]
+        return LocalPart(self._kernels, species, process.pairs(self.cutoff, self.threads), process.halo, self.threads)
+
+    def _short_range(self, structure: Structure, domain: Domain | None, want: Collection[str] | None) -> Result:
         """The result of a model without charges: E = E_short."""
         if structure.charge != 0.0 or structure.field.any():
             raise ChargeError(
                 f"{NO_SUCH_CHARGES}; total charge and field must be zero, got {structure.charge:g} e and "
                 f"{structure.field.tolist()} V/Angstrom"
             )
-        species = self.species_index(structure.numbers)
-        order, pairs, halo = self._surroundings(structure, pairs, halo)
-        local = LocalPart(self._kernels, species[order], pairs, halo, self.threads)
+        process = self._take(structure, domain)
+        process.update(self.cutoff, None)
+        local, order = self._local(structure, process), process.order
         nothing = np.zeros(len(structure))
-        grad_pairs = local.gradient(nothing)
-        forces = -halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
-        strain = halo.sum(pairs.vectors.T @ grad_pairs)
-        energy = float(halo.sum(local.energies.sum()))
+        grad_r, strain = local.carried_home(local.gradient(nothing))
+        energy = float(process.halo.sum(local.energies.sum()))
+        wanted = QUANTITIES if want is None else want
         return Result(
             energy=energy,
             charges=nothing,
             short_range_energy=energy,
-            energies=restored(local.energies, order) if "energies" in want else None,
-            forces=restored(forces, order) if "forces" in want else None,
-            virial=-0.5 * (strain + strain.T) if "virial" in want else None,
+            energies=restored(local.energies, order) if "energies" in wanted else None,
+            forces=-restored(grad_r, order) if "forces" in wanted else None,
+            virial=-0.5 * (strain + strain.T) if "virial" in wanted else None,
         )
 
     def solve_response(self, problem: Problem) -> Equilibrium:
@@ -302,39 +313,37 @@ class Potential:
         """
         return self._charges.respond(problem)
 
-    def _result(self, state: Equilibrated, want: Collection[str]) -> Result:
-        structure, hold, order, local = state.structure, state.hold, state.order, state.local
-        problem, equilibrium, halo, pairs = state.problem, state.equilibrium, state.halo, state.local.pairs
-        charges = restored(equilibrium.charges, order)
-        energies = equilibrium.energies + local.energies
+    def _result(self, state: Equilibrated, want: Collection[str] | None) -> Result:
+        structure, hold, order, local, site = state.structure, state.hold, state.order, state.local, state.site
+        problem, equilibrium, wanted = state.problem, state.equilibrium, QUANTITIES if want is None else want
 
         forces = virial = dipole = None
-        if "forces" in want or "virial" in want:
-            grad_pairs = local.gradient(equilibrium.charges, state.reference_gradient)
-            if problem.bonds is not None:
-                grad_pairs[problem.bonds.pair] += bond_gradient(problem.bonds, equilibrium.tension)
-            grad_r, grad_strain = electrostatic_gradient(problem, hold, equilibrium)
-            grad_r += halo.reverse(pairs.scatter(grad_pairs, len(local.species_all)))
-            forces = -restored(grad_r, order)
-            strain = grad_strain + halo.sum(pairs.vectors.T @ grad_pairs)
+        if "forces" in wanted or "virial" in wanted:
+            charges = site.leave(equilibrium.charges)
+            grad_r, strain = local.carried_home(local.gradient(charges, state.reference_gradient))
+            grad_site, grad_strain = electrostatic_gradient(problem, hold, equilibrium)
+            forces = -restored(grad_r + site.leave(grad_site), order)
+            strain = strain + grad_strain
             virial = -0.5 * (strain + strain.T) if has_stress(structure, hold) else None
-        if "dipole" in want and has_dipole(structure, hold):
-            dipole = halo.sum(equilibrium.dipole)
+        if "dipole" in wanted and has_dipole(structure, hold):
+            dipole = equilibrium.dipole
         residual = None
-        if self.charge_model.name == "split" and hold.reference is None:
-            residual = problem.constraint.excess(local.reference_charge)
-        short_range, electric = (float(halo.sum(part.sum())) for part in (local.energies, equilibrium.energies))
+        if self.charge_model.name == "split" and site.reference is None:
+            residual = problem.constraint.excess(site.enter(local.reference_charge))
+        energies = site.leave(equilibrium.energies) + local.energies
+        short_range = float(state.halo.sum(local.energies.sum()))
+        electric = float(site.halo.sum(equilibrium.energies.sum()))
         field_energy = -float(problem.field @ equilibrium.dipole)
         return Result(
             energy=short_range + electric,
-            charges=charges,
+            charges=restored(site.leave(equilibrium.charges), order),
             short_range_energy=short_range,
             charge_energy=electric - field_energy,
             field_energy=field_energy,
             iterations=equilibrium.iterations,
-            energies=restored(energies, order) if "energies" in want else None,
-            forces=forces if "forces" in want else None,
-            virial=virial if "virial" in want else None,
+            energies=restored(energies, order) if "energies" in wanted else None,
+            forces=forces if "forces" in wanted else None,
+            virial=virial if "virial" in wanted else None,
             dipole=dipole,
             reference_residual=residual,
         )
@@ -345,6 +354,16 @@ class Potential:
         if self.has_charges and self.charge_model.name == "split":
             return max(self.model.cutoff, float(self.model.compliance_cutoff.max()))
         return self.model.cutoff
+
+    def reach(self, structure: Structure, halo: Halo) -> float:
+        """How far the ghosts of a rank have to reach so that several ranks sum as one process does, Angstrom.
+
+        A tenth more than now, for cells that grow; beyond that another splitting with a shorter cutoff is taken, which
+        has the same accuracy.
+        """
+        if not self.has_charges:
+            return self.cutoff
+        return max(self.cutoff, GROWTH * self._electrostatics.cutoff(structure, halo))
 
     def has_virial(self, structure: Structure) -> bool:
         """Whether a virial is defined: not in every field along a periodic axis (`charges.field`).
@@ -359,12 +378,6 @@ class Potential:
     def use_fragments(self, fragments: str | ArrayLike | Sequence[ArrayLike] | None) -> None:
         """Take other fragments from now on, or find them anew ("connectivity"); arguments as at the start."""
         self._charge_model = self.charge_model.with_fragments(fragments)
-
-    def _update_neighbours(self, structure: Structure) -> None:
-        reach = self.cutoff
-        if self.has_charges:
-            reach = max(reach, self._electrostatics.cutoff(structure), RADIUS)
-        self._neighbours.update(structure, reach)
 
     def _warn_charged_cell(self, structure: Structure) -> None:
         if structure.periodic and structure.charge != 0 and not self._warned_charged_cell:
@@ -419,10 +432,11 @@ class Equilibrated:
     """A structure with its charges, and what derivatives of its energy need.
 
     Attributes:
-        structure, hold: as they came in.
-        order: row k of all that follows is atom order[k] of the structure, shape (n,).
+        structure: as it came in.
+        hold: what holds its charges.
+        order: row k of `local` is atom order[k] of the structure, shape (n,).
         local: chi, E_short and q0 with their reverse pass.
-        halo: of `local.pairs`.
+        site: where the charges are solved, which may be in other rows.
         problem, equilibrium: the charges.
     """
 
@@ -430,9 +444,14 @@ class Equilibrated:
     hold: Hold
     order: NDArray[np.int64]
     local: LocalPart
-    halo: Halo
+    site: Site
     problem: Problem
     equilibrium: Equilibrium
+
+    @property
+    def halo(self) -> Halo:
+        """Of the ranks that own the other atoms."""
+        return self.local.halo
 
     @property
     def reference_gradient(self) -> Floats | None:
@@ -440,4 +459,4 @@ class Equilibrated:
         if self.problem.bonds is None or self.hold.reference is not None:
             return None
         acting = self.equilibrium.potential - self.problem.anchors @ self.problem.field
-        return self.problem.constraint.project(acting)
+        return self.site.leave(self.problem.constraint.project(acting))

@@ -21,6 +21,7 @@ import numpy as np
 
 from kqeq_md.charges.equilibrate import Equilibrium, Problem
 from kqeq_md.charges.field import has_dipole
+from kqeq_md.domain import Domain
 from kqeq_md.errors import FieldError
 from kqeq_md.potential import Equilibrated, Potential, restored
 from kqeq_md.structure import Floats, Structure
@@ -45,15 +46,20 @@ class Response:
     dielectric: Floats | None
 
 
-def response(potential: Potential, structure: Structure) -> Response:
+def response(potential: Potential, structure: Structure, domain: Domain | None = None) -> Response:
     """Polarizability and Born charges at the structure's own field; exact to the tolerance of the potential.
+
+    Args:
+        potential: of the model.
+        structure: the atoms; on one of several ranks those that it owns.
+        domain: what this rank knows of the others' atoms, as for `Potential.compute`.
 
     Raises:
         FieldError: a structure whose dipole is not defined along all axes.
         KqeqError: as `Potential.compute`.
     """
     with one_blas_thread:
-        state = potential.equilibrate(structure)
+        state = potential.equilibrate(structure, domain)
         if not has_dipole(structure, state.hold):
             raise FieldError(
                 f"polarizability and Born charges need a dipole along all axes, got a {structure.boundary} structure "
@@ -68,7 +74,7 @@ def response(potential: Potential, structure: Structure) -> Response:
     dielectric = None
     if structure.boundary == "periodic":
         dielectric = np.eye(3) + 4.0 * pi * COULOMB_CONSTANT / structure.volume * polarizability
-    charges = np.stack([restored(answer.charges, state.order) for answer in answers], axis=1)
+    charges = np.stack([restored(state.site.leave(answer.charges), state.order) for answer in answers], axis=1)
     return Response(polarizability, born.transpose(1, 0, 2), charges, dielectric)
 
 
@@ -90,15 +96,15 @@ def _born_charges(state: Equilibrated, axis: int, answer: Equilibrium) -> Floats
     change = answer.charges
     reference = None
     if state.reference_gradient is not None:
-        reference = problem.constraint.project(answer.potential - problem.anchors[:, axis])
-    grad_pairs = local.gradient(change, reference, short_range=0.0)
+        reference = state.site.leave(problem.constraint.project(answer.potential - problem.anchors[:, axis]))
+    grad_r, _ = local.carried_home(local.gradient(state.site.leave(change), reference, short_range=0.0))
+    grad_site = np.zeros((len(change), 3))
     if (bonds := problem.bonds) is not None:
         length = np.linalg.norm(bonds.vectors, axis=1)
         along = -0.5 * bonds.slope * equilibrium.tension * answer.tension / length
-        grad_pairs[bonds.pair] += along[:, None] * bonds.vectors
-    grad_r = state.halo.reverse(local.pairs.scatter(grad_pairs, len(local.species_all)))
+        grad_site += bonds.scatter(along[:, None] * bonds.vectors)
     field = problem.coulomb.field
-    grad_r -= equilibrium.charges[:, None] * field(change) + change[:, None] * field(equilibrium.charges)
-    grad_r -= np.outer(change, problem.field)
-    grad_r[:, axis] -= equilibrium.charges
-    return -grad_r
+    grad_site -= equilibrium.charges[:, None] * field(change) + change[:, None] * field(equilibrium.charges)
+    grad_site -= np.outer(change, problem.field)
+    grad_site[:, axis] -= equilibrium.charges
+    return -(grad_r + state.site.leave(grad_site))

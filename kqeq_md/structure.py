@@ -52,6 +52,7 @@ class Structure:
         pbc: periodic along each lattice vector: all True, all False (open), or one False (slab).
         charge: total charge Q, e.
         field: static field F, V/Angstrom, shape (3,); the energy holds -F.mu.
+        part: the atoms are those of one rank among several, who may own none.
 
     Raises:
         StructureError: naming the argument, the rule and the value.
@@ -72,12 +73,14 @@ class Structure:
         pbc: bool | Sequence[bool] = False,
         charge: float = 0.0,
         field: ArrayLike = (0.0, 0.0, 0.0),
+        *,
+        part: bool = False,
     ) -> None:
         try:
             z = np.array(numbers)
         except ValueError as error:
             raise StructureError(f"`numbers` must be a list of integers: {error}") from None
-        if z.ndim != 1 or len(z) == 0 or not np.issubdtype(z.dtype, np.integer):
+        if z.ndim != 1 or (len(z) == 0 and not part) or not np.issubdtype(z.dtype, np.integer):
             raise StructureError(f"`numbers` must be a non-empty list of integers, got shape {z.shape}, {z.dtype}")
         z = z.astype(np.int64)
         z.setflags(write=False)

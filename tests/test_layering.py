@@ -17,7 +17,17 @@ PACKAGE = Path(kqeq_md.__file__).parent
 PHYSICS = [
     *(
         PACKAGE / f"{name}.py"
-        for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range", "model", "potential")
+        for name in (
+            "structure",
+            "halo",
+            "pair_search",
+            "neighbours",
+            "kernel",
+            "short_range",
+            "model",
+            "potential",
+            "process",
+        )
     ),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
     *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
@@ -74,6 +84,8 @@ def test_low_levels_stand_alone() -> None:
         "halo",
         "pair_search",
         "neighbours",
+        "domain",
+        "ghost_list",
         "electrostatics",
         "charges",
         "descriptor",
@@ -85,6 +97,7 @@ def test_low_levels_stand_alone() -> None:
         "gap_terms",
         "gap_import",
         "local_part",
+        "process",
         "potential",
         "compression",
         "response",

@@ -17,7 +17,6 @@ import pytest
 from kqeq_md.electrostatics import coulomb
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.short_range import screened_nuclear_repulsion
 from kqeq_md.structure import Result, Structure
@@ -593,13 +592,6 @@ def test_only_what_is_wanted(potential: Potential, helpers: Any) -> None:
     assert (got.energies, got.virial, got.dipole) == (None, None, None)
     with pytest.raises(KqeqError, match=r"`want` must be of energies, .*, got 'stress'"):
         potential.compute(helpers.cluster(), want=("stress",))
-
-
-def test_own_pairs_or_given_ones(potential: Potential, helpers: Any) -> None:
-    """Pairs beyond the cutoff (a neighbour list with a skin) change nothing."""
-    still = helpers.rock_salt(rattle=0.3)
-    skinned = potential.compute(still, pairs=find_pairs(still, potential.model.cutoff + 1.0))
-    same(skinned, potential.compute(still), 1e-13, ("charges", "energies", "forces", "virial"))  # the same terms
 
 
 def test_same_input_same_output(nacl_model: Path, helpers: Any) -> None:

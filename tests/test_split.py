@@ -304,9 +304,9 @@ def test_compliance_and_its_slope(helpers: Any) -> None:
         pairs = find_pairs(Structure([1, 8], [[0, 0, 0], [0, 0, r]]), 6.0)
         bonds = find_bonds(pairs, np.array([0, 1]), table, np.full((2, 2), cutoff), SERIAL)
         if r >= cutoff:
-            assert len(bonds.pair) == 0
+            assert len(bonds.neighbour) == 0
             return 0.0, 0.0
-        assert len(bonds.pair) == 2  # in both directions
+        assert len(bonds.neighbour) == 2  # in both directions
         return bonds.compliance[0], bonds.slope[0]
 
     for r in (0.5, 1.7, 4.0, 4.19):

@@ -41,12 +41,12 @@ class Solution:
 def residual_scale(linear: Floats, diagonal: Floats, constraint: Constraint) -> float:
     """What a residual is small against: |P b|, and |J_ii q_i| of charges that are spread evenly, eV/e."""
     even = constraint.enforce(np.zeros(len(linear)))
-    return float(np.linalg.norm(constraint.project(linear)) + np.linalg.norm(diagonal * even))
+    return constraint.norm(constraint.project(linear)) + constraint.norm(diagonal * even)
 
 
-def largest_residual(induced: Floats, linear: Floats, scale: float, tolerance: float) -> float:
+def largest_residual(induced: Floats, linear: Floats, constraint: Constraint, scale: float, tolerance: float) -> float:
     """The norm of a residual that is small enough, eV/e: `tolerance` times `scale`, but never below rounding."""
-    return max(tolerance * scale, ROUNDING * float(np.linalg.norm(induced) + np.linalg.norm(linear)))
+    return max(tolerance * scale, ROUNDING * (constraint.norm(induced) + constraint.norm(linear)))
 
 
 def beginning(
@@ -57,9 +57,9 @@ def beginning(
     A guess that is worse than charges spread evenly is not used: digits would be lost for good.
     """
     charges = constraint.enforce(start)
-    induced = apply(charges) if charges.any() else np.zeros_like(charges)
+    induced = apply(charges) if constraint.norm(charges) != 0.0 else np.zeros_like(charges)
     gradient = constraint.project(induced + linear)
-    if start.any() and np.linalg.norm(gradient) > scale:
+    if constraint.norm(start) != 0.0 and constraint.norm(gradient) > scale:
         return beginning(apply, linear, constraint, np.zeros_like(start), scale)
     return charges, induced, gradient
 
@@ -109,17 +109,17 @@ def conjugate_gradient(
     """
     charges, induced, gradient = beginning(apply, linear, constraint, start, scale)
     residual = -gradient
-    target = largest_residual(induced, linear, scale, tolerance)
+    target = largest_residual(induced, linear, constraint, scale, tolerance)
     direction, slope = np.zeros_like(charges), 1.0
     for iteration in range(ITERATIONS + 1):
-        size = float(np.linalg.norm(residual))
+        size = constraint.norm(residual)
         if size <= target:
             return Solution(charges, induced, iteration)
         steepest = constraint.project(precondition(residual))
-        previous, slope = slope, float(residual @ steepest)
+        previous, slope = slope, constraint.dot(residual, steepest)
         direction = steepest + (slope / previous) * direction
         response = apply(direction)
-        curvature = float(direction @ response)
+        curvature = constraint.dot(direction, response)
         check_curvature(curvature, "charge transfer")
         step = slope / curvature
         charges = charges + step * direction
@@ -148,8 +148,8 @@ def refined_conjugate_gradient(
     the residual is computed anew. Should the rough operator fail to help, the exact one goes on alone.
     """
     charges, induced, gradient = beginning(coulomb.apply, linear, constraint, start, scale)
-    size = float(np.linalg.norm(gradient))
-    target = largest_residual(induced, linear, scale, tolerance)
+    size = constraint.norm(gradient)
+    target = largest_residual(induced, linear, constraint, scale, tolerance)
     unchanged = constraint.homogeneous
     iterations = 0
     while not size <= target:
@@ -164,7 +164,7 @@ def refined_conjugate_gradient(
         previous, induced = size, coulomb.apply(charges)
         iterations += 1
         gradient = constraint.project(induced + linear)
-        size = float(np.linalg.norm(gradient))
+        size = constraint.norm(gradient)
         if not size <= 0.5 * previous:
             return conjugate_gradient(coulomb.apply, precondition, linear, constraint, charges, scale, tolerance)
     return Solution(charges, induced, iterations)

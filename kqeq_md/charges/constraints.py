@@ -9,12 +9,13 @@ orthogonal projection on them takes off each group's mean,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kqeq_md.errors import ChargeError
+from kqeq_md.halo import SERIAL, Halo, dot, norm
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]
@@ -30,15 +31,19 @@ class Constraint:
     Attributes:
         group: index of each atom's group, shape (n,).
         charges: Q_g, e, shape (n_groups,).
+        sizes: number of atoms in each group, shape (n_groups,).
+        halo: how sums go over the atoms of all ranks.
     """
 
     group: Ints
     charges: Floats
+    sizes: Floats
+    halo: Halo = SERIAL
 
     def project(self, x: Floats) -> Floats:
         """P x, shape (n,)."""
         if len(self.charges) == 1:
-            return x - x.mean()
+            return x - self.halo.sum(x.sum()) / self.sizes[0]
         out: Floats = x - (self._sum(x) / self.sizes)[self.group]
         return out
 
@@ -54,25 +59,42 @@ class Constraint:
     @property
     def homogeneous(self) -> Constraint:
         """The same groups with sums of zero: what changes of charges obey."""
-        return Constraint(self.group, np.zeros_like(self.charges))
+        return replace(self, charges=np.zeros_like(self.charges))
 
     def ordered(self, order: Ints) -> Constraint:
         """The same constraint for atoms in another order."""
-        return Constraint(self.group[order], self.charges)
+        return replace(self, group=self.group[order])
+
+    def shared(self, mine: Ints, halo: Halo) -> Constraint:
+        """The same constraint for the rank that owns the atoms `mine` of all."""
+        return replace(self, group=self.group[mine], halo=halo)
 
     @property
-    def sizes(self) -> Floats:
-        """Number of atoms in each group, shape (n_groups,)."""
-        return np.bincount(self.group, minlength=len(self.charges)).astype(np.float64)
+    def n_free(self) -> int:
+        """How many charges may change independently, those of all ranks."""
+        return int(self.sizes.sum()) - len(self.charges)
+
+    def dot(self, x: Floats, y: Floats) -> float:
+        """x.y over the atoms of all ranks."""
+        return dot(x, y, self.halo)
+
+    def norm(self, x: Floats) -> float:
+        """|x| over the atoms of all ranks."""
+        return norm(x, self.halo)
 
     def _sum(self, x: Floats) -> Floats:
-        out: Floats = np.bincount(self.group, x, minlength=len(self.charges)).astype(np.float64, copy=False)
-        return out
+        own = np.bincount(self.group, x, minlength=len(self.charges)).astype(np.float64, copy=False)
+        return self.halo.sum(own)
+
+
+def _of_groups(group: Ints, charges: Floats) -> Constraint:
+    sizes = np.bincount(group, minlength=len(charges)).astype(np.float64)
+    return Constraint(group, charges, sizes)
 
 
 def total_charge(n: int, charge: float) -> Constraint:
     """sum_i q_i = Q over n atoms; charge flows everywhere."""
-    return Constraint(np.zeros(n, dtype=np.int64), np.array([charge]))
+    return _of_groups(np.zeros(n, dtype=np.int64), np.array([charge]))
 
 
 def fragment_charges(
@@ -154,7 +176,7 @@ def constrain(group: Ints, rest: bool, charge: float, charges: ArrayLike | None)
             raise ChargeError(
                 f"`fragment_charges` must say which of {n_groups} fragments hold the total charge {charge:g}, got None"
             )
-        return Constraint(group, np.full(n_groups, charge))
+        return _of_groups(group, np.full(n_groups, charge))
     n_given = n_groups - rest
     try:
         wanted = np.asarray(charges, dtype=np.float64)
@@ -166,7 +188,7 @@ def constrain(group: Ints, rest: bool, charge: float, charges: ArrayLike | None)
         )
     left = charge - wanted.sum()
     if rest:
-        return Constraint(group, np.append(wanted, left))
+        return _of_groups(group, np.append(wanted, left))
     if abs(left) > SUM:
         raise ChargeError(f"`fragment_charges` must add up to the total charge {charge:g}, got {wanted.sum():g}")
-    return Constraint(group, wanted)
+    return _of_groups(group, wanted)

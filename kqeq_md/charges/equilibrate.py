@@ -9,6 +9,7 @@ at fixed charges and flows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,8 @@ from kqeq_md.electrostatics.coulomb import SMALL, Coulomb
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.gaussians import self_interaction
 from kqeq_md.errors import ChargeError
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.halo import smallest, total
+from kqeq_md.neighbours import Neighbours
 from kqeq_md.structure import Floats, Structure
 
 UNHEATED = 1e-6
@@ -66,7 +68,7 @@ class Problem:
 
     structure: Structure
     coulomb: Coulomb
-    neighbours: NeighbourList
+    neighbours: Neighbours
     electronegativity: Floats
     constraint: Constraint
     field: Floats
@@ -136,6 +138,10 @@ class ChargeSolver:
         self._history.add(structure, constraint, split.induced)
         return _split_equilibrium(problem, problem.bonds, split)
 
+    def carry(self, carried: Callable[[Floats], Floats] | None, structure: Structure, constraint: Constraint) -> None:
+        """Go on with other atoms of the same structure on this rank; arguments as `ChargeHistory.carry` has them."""
+        self._history.carry(carried, structure, constraint)
+
     def respond(self, problem: Problem) -> Equilibrium:
         """Minimise E for itself: what comes before and after has no part in it.
 
@@ -167,16 +173,16 @@ class ChargeSolver:
     def _iterate(self, problem: Problem, guess: Floats | None, follows: bool) -> Solution:
         coulomb, neighbours, constraint = problem.coulomb, problem.neighbours, problem.constraint
         linear = _linear(problem)
-        inverse = self._preconditioner.at(coulomb, neighbours, follows)
-        softest = float(coulomb.hardness.min())
-        if self._has_to_check(softest, guess, neighbours) and len(constraint.charges) < len(linear):
+        inverse = self._preconditioner.at(coulomb, neighbours, follows, constraint.halo)
+        softest = smallest(coulomb.hardness, constraint.halo)
+        if self._has_to_check(softest, guess, problem) and constraint.n_free > 0:
             free = constraint.homogeneous
 
             def respond(x: Floats) -> Floats:
                 start = np.zeros_like(x)
                 return conjugate_gradient(coulomb.apply, inverse.apply, -x, free, start, 1.0, 1e-6).charges
 
-            check_stability(respond, free.project(np.random.default_rng(0).normal(size=len(linear))))
+            check_stability(respond, free.project(np.random.default_rng(0).normal(size=len(linear))), constraint.halo)
         start = np.zeros(len(linear)) if guess is None else guess
         scale = residual_scale(linear, self_interaction(coulomb.hardness, coulomb.gaussian_width), constraint)
         limits = (linear, constraint, start, scale, self._goal)
@@ -194,7 +200,7 @@ class ChargeSolver:
     def _iterate_split(self, problem: Problem, bonds: Bonds, guess: Floats | None) -> SplitSolution:
         chi, unbound = problem.electronegativity, _unbound(problem, bonds)
         coulomb = problem.coulomb
-        if self._has_to_check(float(coulomb.hardness.min()), guess, problem.neighbours):
+        if self._has_to_check(smallest(coulomb.hardness, bonds.halo), guess, problem):
             self._check_split(coulomb, bonds)
         expected = chi + (coulomb.apply(unbound) if guess is None else guess)
         # a guess may be anything, so that it may tighten the tolerance but not loosen it
@@ -204,22 +210,24 @@ class ChargeSolver:
         start = np.zeros_like(chi) if guess is None else expected
         return solve_split(coulomb, bonds, chi, unbound, start, scale, self._goal)
 
-    def _has_to_check(self, softest: float, guess: Floats | None, neighbours: NeighbourList) -> bool:
-        """At every step for negative hardness, else with every new list where hardness is small."""
-        checks = softest < 0.0 or (softest < SAFE and (guess is None or neighbours.builds != self._checked))
-        if checks:
-            self._checked = neighbours.builds
-        return checks
+    def _has_to_check(self, softest: float, guess: Floats | None, problem: Problem) -> bool:
+        """At every step for negative hardness, else with every new list (of any rank) where hardness is small."""
+        if softest >= SAFE:
+            return False
+        is_new = problem.neighbours.builds != self._checked
+        self._checked = problem.neighbours.builds
+        return softest < 0.0 or guess is None or total(is_new, problem.constraint.halo) > 0
 
     def _check_split(self, coulomb: Coulomb, bonds: Bonds) -> None:
-        if len(bonds.pair) == 0:
+        if total(len(bonds.neighbour), bonds.halo) == 0:
             return
 
         def respond(x: Floats) -> Floats:
             size = float(np.sqrt(bonds.halo.sum(x @ bonds.laplacian(x))))
             return bonds.laplacian(split_conjugate_gradient(coulomb.apply, bonds, x, 1e-6 * size)[0])
 
-        check_stability(respond, bonds.laplacian(np.random.default_rng(0).normal(size=len(bonds.first) - 1)))
+        random = np.random.default_rng(0).normal(size=len(bonds.first) - 1)
+        check_stability(respond, bonds.laplacian(random), bonds.halo)
 
 
 def _is_small(problem: Problem) -> bool:
@@ -245,7 +253,7 @@ def _free_equilibrium(problem: Problem, solution: Solution) -> Equilibrium:
     linear = _linear(problem)
     energies = solution.charges * (linear + 0.5 * solution.induced)
     potential = problem.electronegativity + solution.induced
-    dipole = solution.charges @ problem.anchors
+    dipole = problem.constraint.halo.sum(solution.charges @ problem.anchors)
     return Equilibrium(solution.charges, potential, energies, solution.iterations, dipole, np.empty(0))
 
 
@@ -257,15 +265,18 @@ def _split_equilibrium(problem: Problem, bonds: Bonds, solution: SplitSolution) 
     energies = solution.charges * (problem.electronegativity + 0.5 * solution.induced)
     energies += bonds.per_atom(of_bonds) - problem.reference * (problem.anchors @ problem.field)
     potential = problem.electronegativity + solution.induced
-    dipole = problem.reference @ problem.anchors + 0.5 * flows @ bonds.vectors
+    dipole = bonds.halo.sum(problem.reference @ problem.anchors + 0.5 * flows @ bonds.vectors)
     return Equilibrium(solution.charges, potential, energies, solution.iterations, dipole, tension)
 
 
 def electrostatic_gradient(problem: Problem, hold: Hold, equilibrium: Equilibrium) -> tuple[Floats, Floats]:
-    """dE/dR (n, 3), eV/Angstrom, and dE/d(strain) (3, 3), eV, at fixed charges, flows and electronegativities, without
-    what `bond_gradient` gives."""
+    """dE/dR (n, 3), eV/Angstrom, and dE/d(strain) (3, 3), eV, at fixed charges, flows and electronegativities."""
     grad_r, grad_strain = problem.coulomb.gradient(equilibrium.charges)
     field_r, field_strain = field_gradient(problem.structure, hold, equilibrium.charges, equilibrium.dipole)
+    if (bonds := problem.bonds) is not None:
+        gradient = bond_gradient(bonds, equilibrium.tension)
+        grad_r += bonds.scatter(gradient)
+        grad_strain += bonds.halo.sum(bonds.vectors.T @ gradient)
     return grad_r + field_r, grad_strain + field_strain
 
 

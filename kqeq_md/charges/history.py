@@ -11,11 +11,14 @@ it, coefficients would grow until they multiply it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from kqeq_md.charges.constraints import Constraint
+from kqeq_md.halo import SERIAL, Halo, dot, total
 from kqeq_md.structure import Floats, Structure
 
 LENGTH = 6
@@ -53,27 +56,53 @@ class ChargeHistory:
             self._charges.clear()
             self._last = None
             return None
-        return extrapolate(list(self._charges), NOISE * self._tolerance)
+        return extrapolate(list(self._charges), NOISE * self._tolerance, constraint.halo)
+
+    def carry(self, carried: Callable[[Floats], Floats] | None, structure: Structure, constraint: Constraint) -> None:
+        """Give each rank what belongs to the atoms that it owns from now on.
+
+        Args:
+            carried: values of the atoms owned before, shape (n_before, k), to those of the atoms owned now; None where
+                the atoms of all ranks are not the same.
+            structure: the atoms owned now.
+            constraint: of these atoms.
+        """
+        if carried is None or self._last is None:
+            self._charges.clear()
+            self._last = None
+            return
+        before, held = self._last
+        columns = carried(np.column_stack([*self._charges, before.positions, held.group]))
+        count = len(self._charges)
+        self._charges = deque(np.ascontiguousarray(columns[:, :count].T), maxlen=LENGTH + 1)
+        before = Structure(
+            structure.numbers, columns[:, count : count + 3], cell=before.cell, pbc=before.pbc, part=True
+        )
+        self._last = before, replace(held, group=columns[:, -1].astype(np.int64))
 
 
 def follows(structure: Structure, constraint: Constraint, before: Structure, constraint_before: Constraint) -> bool:
     """True if both are steps of one trajectory: the same atoms, sums and boundary, and nobody jumped."""
-    same = (
+    continues = (
         structure.pbc == before.pbc
         and np.array_equal(structure.numbers, before.numbers)
         and np.array_equal(constraint.group, constraint_before.group)
         and np.array_equal(constraint.charges, constraint_before.charges)
+        and _largest_move(structure, before) < JUMP
     )
-    if not same:
-        return False
+    return total(not continues, constraint.halo) == 0  # on all ranks
+
+
+def _largest_move(structure: Structure, before: Structure) -> float:
+    """Of an owned atom, Angstrom."""
     moved = structure.positions - before.positions
     if any(structure.pbc):
         turns = np.rint(moved @ np.linalg.inv(structure.cell)) * np.array(structure.pbc)
         moved = moved - turns @ structure.cell  # an atom that is written as another of its images has not moved
-    return float(np.abs(moved).max()) < JUMP
+    return float(np.abs(moved).max(initial=0.0))
 
 
-def extrapolate(charges: list[Floats], noise: float) -> Floats:
+def extrapolate(charges: list[Floats], noise: float, halo: Halo = SERIAL) -> Floats:
     """The next of a sequence of up to seven charges, the newest first; shape (n,).
 
     Differences D of successive steps stand for the older charges: they span the same space and keep their digits.
@@ -81,6 +110,7 @@ def extrapolate(charges: list[Floats], noise: float) -> Floats:
     Args:
         charges: e, each of shape (n,).
         noise: their error, relative to the norm of the newest.
+        halo: how sums go over all ranks.
     """
     newest, *older = charges
     if not older:
@@ -89,11 +119,12 @@ def extrapolate(charges: list[Floats], noise: float) -> Floats:
     later = np.array([newest, *(a - b for a, b in pairwise(charges[:-1]))])
     differences = -np.eye(len(older)) + np.eye(len(older), k=-1)
     differences[0, 0] = 1.0
-    overlap = basis @ basis.T + noise**2 * (newest @ newest) * (differences @ differences.T)
+    overlap, projected = halo.sum(basis @ basis.T), halo.sum(basis @ newest)
+    overlap = overlap + noise**2 * dot(newest, newest, halo) * (differences @ differences.T)
     length = np.sqrt(np.diag(overlap))
     length[length == 0.0] = 1.0
     values, vectors = np.linalg.eigh(overlap / np.outer(length, length))
     kept = values > NEGLIGIBLE * values[-1]
-    coefficients = vectors[:, kept] @ ((vectors[:, kept].T @ (basis @ newest / length)) / values[kept])
+    coefficients = vectors[:, kept] @ ((vectors[:, kept].T @ (projected / length)) / values[kept])
     out: Floats = (coefficients / length) @ later
     return out

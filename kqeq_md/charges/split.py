@@ -38,9 +38,9 @@ from kqeq_md.charges.cholesky import INDEFINITE
 from kqeq_md.charges.conjugate_gradient import ITERATIONS, ROUNDING, check_curvature, correction_goal
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import Halo
+from kqeq_md.halo import Halo, dot, norm
 from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Pairs
+from kqeq_md.neighbours import Pairs, scatter_gradient
 from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats
 
@@ -53,20 +53,20 @@ class Bonds:
 
     Attributes:
         first: the bonds of atom i are first[i]:first[i + 1], shape (n + 1,).
-        pair: row of each bond among the pairs, shape (n_bonds,).
         neighbour: its second atom among owned atoms and ghosts, shape (n_bonds,).
         vectors: d = R_neighbour - R_i, Angstrom, shape (n_bonds, 3).
         compliance: c, e^2/eV, shape (n_bonds,).
         slope: dc/dr, e^2/(eV Angstrom), shape (n_bonds,).
+        n_all: owned atoms and ghosts.
         halo: how potentials travel to ghosts.
     """
 
     first: Ints
-    pair: Ints
     neighbour: Ints
     vectors: Floats
     compliance: Floats
     slope: Floats
+    n_all: int
     halo: Halo
 
     def laplacian(self, potential: Floats) -> Floats:
@@ -88,6 +88,10 @@ class Bonds:
         sums = np.bincount(np.repeat(np.arange(n), np.diff(self.first)), values, minlength=n)
         return sums.astype(np.float64, copy=False)
 
+    def scatter(self, gradient: Floats) -> Floats:
+        """dE/dR of the owned atoms, shape (n, 3), from dE/dd of the bonds, shape (n_bonds, 3)."""
+        return self.halo.reverse(scatter_gradient(self.first, self.neighbour, gradient, self.n_all))
+
     def _everywhere(self, potential: Floats) -> Floats:
         out: Floats = np.asarray(self.halo.forward(potential), dtype=np.float64)
         return out
@@ -106,7 +110,7 @@ def find_bonds(pairs: Pairs, species_all: Ints, compliance: Floats, cutoff: Floa
     first, pair, values, slope = bonds_among(
         pairs.first, pairs.neighbour, pairs.vectors, species_all, compliance, cutoff
     )
-    return Bonds(first, pair, pairs.neighbour[pair], pairs.vectors[pair], values, slope, halo)
+    return Bonds(first, pairs.neighbour[pair], pairs.vectors[pair], values, slope, len(species_all), halo)
 
 
 @compiled
@@ -227,7 +231,7 @@ def solve_split(
 
     driving, iterations, roughness = guess, 0, coulomb.roughness
     charges, induced, residual, size = state_of(driving)
-    if guess.any() and size > scale:
+    if norm(guess, bonds.halo) != 0.0 and size > scale:
         driving = np.zeros_like(guess)
         charges, induced, residual, size = state_of(driving)
     while True:
@@ -263,13 +267,13 @@ def split_conjugate_gradient(
     left, direction, flow, slope = residual, np.zeros_like(residual), np.zeros_like(residual), 1.0
     for iteration in range(ITERATIONS + 1):
         current = bonds.laplacian(left)
-        previous, slope = slope, float(bonds.halo.sum(left @ current))
+        previous, slope = slope, dot(left, current, bonds.halo)
         if slope <= goal**2:
             return solution, response, iteration
         direction = left + (slope / previous) * direction
         flow = current + (slope / previous) * flow
         answer = product(flow)
-        curvature = float(bonds.halo.sum(flow @ (direction + answer)))
+        curvature = dot(flow, direction + answer, bonds.halo)
         check_curvature(curvature, "flow")
         step = slope / curvature
         solution = solution + step * direction
@@ -282,4 +286,4 @@ def split_conjugate_gradient(
 
 
 def _norm(bonds: Bonds, potential: Floats, charges: Floats) -> float:
-    return float(np.sqrt(max(float(bonds.halo.sum(np.asarray(potential @ charges))), 0.0)))
+    return float(np.sqrt(max(dot(potential, charges, bonds.halo), 0.0)))

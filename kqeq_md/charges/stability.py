@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from kqeq_md.errors import ChargeError
+from kqeq_md.halo import SERIAL, Halo, dot, norm
 from kqeq_md.structure import Floats
 
 SAFE = 0.1
@@ -23,20 +22,21 @@ SOFTEST = 0.01
 """eV/e^2. Errors of J are amplified by its inverse: below it no accuracy could be promised."""
 
 
-def check_stability(respond: Callable[[Floats], Floats], x: Floats) -> None:
+def check_stability(respond: Callable[[Floats], Floats], x: Floats, halo: Halo = SERIAL) -> None:
     """Refuse a Hamiltonian whose smallest eigenvalue for allowed charge transfers is not above SOFTEST.
 
     Args:
         respond: H^-1 x, e, shape (n,), for a potential difference x, eV/e, shape (n,).
         x: a random allowed charge transfer, shape (n,).
+        halo: how sums go over all ranks.
 
     Raises:
         ChargeError: the Hamiltonian is indefinite, or nearly so.
     """
     for _ in range(3):
-        x = x / np.linalg.norm(x)
+        x = x / norm(x, halo)
         transfer = respond(x)
-        eigenvalue = float(x @ transfer / (transfer @ transfer))
+        eigenvalue = dot(x, transfer, halo) / dot(transfer, transfer, halo)
         x = transfer
     if eigenvalue < SOFTEST:
         raise ChargeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +19,9 @@ from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import padded_cell, padded_length, rung
 from kqeq_md.electrostatics.window import Window
 from kqeq_md.errors import StructureError
+from kqeq_md.halo import SERIAL, Halo, extent, norm, total
 from kqeq_md.latest import Latest
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.neighbours import Neighbours
 from kqeq_md.structure import Floats, Structure, plane
 from kqeq_md.threads import worthwhile
 
@@ -96,40 +98,46 @@ class Electrostatics:
         self._periodic = Latest(self._make_periodic, keep=2)
         self._free = Latest(self._make_free, keep=4)
 
-    def plan(self, structure: Structure) -> tuple[Plan | None, Floats]:
+    def plan(self, structure: Structure, halo: Halo = SERIAL, longest: float = inf) -> tuple[Plan | None, Floats]:
         """How to sum, None for directly, and the cell of the mesh, Angstrom, shape (3, 3).
+
+        Args:
+            structure: the owned atoms.
+            halo: of the ranks that own the others.
+            longest: cutoff that pairs can have, Angstrom.
 
         Raises:
             StructureError: the cell needs a mesh beyond reason.
             ChargeError: too little `vacuum` is given for a slab.
         """
+        n = _count(structure, halo)
         if structure.boundary == "open":
-            extent = [rung(length) for length in np.ptp(structure.positions, axis=0)]
-            return self._open_plan(len(structure), self._accuracy_for_unit_charges, *extent)
+            lengths = [rung(length) for length in _lengths(structure.positions, halo)]
+            return self._open_plan(n, longest, self._accuracy_for_unit_charges, *lengths)
         lattice, normal = structure.cell, None
         thickness = 0.0
         if structure.open_axis is not None:
             lattice, normal = plane(structure.cell, structure.open_axis)
-            thickness = rung(float(np.ptp(structure.positions @ normal)))
+            thickness = rung(float(_lengths((structure.positions @ normal)[:, None], halo)[0]))
         plan, cell = self._lattice_plan(
-            len(structure), self._accuracy_for_unit_charges, lattice.tobytes(), thickness,
+            n, longest, self._accuracy_for_unit_charges, lattice.tobytes(), thickness,
             None if normal is None else tuple(normal.tolist()),
         )  # fmt: skip
         if plan is None:
             raise StructureError(
                 "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves: "
-                f"got {structure.cell.tolist()} for {len(structure)} atoms ({np.linalg.norm(cell, axis=1).round(1)} "
+                f"got {structure.cell.tolist()} for {n} atoms ({np.linalg.norm(cell, axis=1).round(1)} "
                 f"Angstrom with vacuum), {self.accuracy:g} eV/Angstrom for charges up to {self._largest_charge:g} e"
             )
         return plan, cell
 
-    def serves(self, charges: Floats) -> bool:
+    def serves(self, charges: Floats, halo: Halo = SERIAL) -> bool:
         """True if the operator of the last `at` is accurate enough for these charges (e, shape (n,)).
 
         Errors of forces grow like the square of the rms charge. Where it exceeds 1 e, plans are made for the next
         power of two; where it has grown beyond that, `cutoff` and `at` have to be asked again.
         """
-        size = float(np.sqrt(np.mean(charges**2)))
+        size = norm(charges, halo) / sqrt(total(len(charges), halo))
         needed = 2.0 ** np.ceil(np.log2(max(size, 1.0))) if np.isfinite(size) else 1.0
         previous, self._largest_charge = self._largest_charge, needed
         return needed <= previous
@@ -138,83 +146,92 @@ class Electrostatics:
     def _accuracy_for_unit_charges(self) -> float:
         return max(self.accuracy / self._largest_charge**2, FINEST)
 
-    def _make_open_plan(self, n: int, accuracy: float, *extent: float) -> tuple[Plan | None, Floats]:
+    def _make_open_plan(self, n: int, longest: float, accuracy: float, *extent: float) -> tuple[Plan | None, Floats]:
         lengths = np.array(extent) + 1.0
         plan = None
         if n > SMALL:
-            plan = plan_mesh(n, lengths, float(np.prod(lengths)), self._widest, accuracy, doubled=True)
+            plan = plan_mesh(n, lengths, float(np.prod(lengths)), self._widest, accuracy, doubled=True, longest=longest)
             if plan is not None and plan.cost > 0.5 * PER_DIRECT_PAIR * n * n:
                 plan = None
         return plan, np.diag(lengths)
 
     def _make_lattice_plan(
-        self, n: int, accuracy: float, lattice: bytes, thickness: float, normal: tuple[float, ...] | None
-    ) -> tuple[Plan | None, Floats]:
+        self, n: int, longest: float, accuracy: float, lattice: bytes, thickness: float,
+        normal: tuple[float, ...] | None,
+    ) -> tuple[Plan | None, Floats]:  # fmt: skip
         """For a slab the vacuum must exceed the cutoff, which depends on the volume: a short iteration that grows."""
         vectors = np.frombuffer(lattice).reshape(-1, 3)
         if normal is None:
             cell = greedy_reduction(vectors)
-            return self._mesh_plan(n, cell, accuracy), cell
+            return self._mesh_plan(n, cell, accuracy, longest), cell
         cutoff = 0.0
         while True:
             length = padded_length(np.array([0.0, thickness]), vectors, self._widest, accuracy, cutoff, self.vacuum)
             cell = padded_cell(vectors, np.array(normal), length)
-            plan = self._mesh_plan(n, cell, accuracy)
+            plan = self._mesh_plan(n, cell, accuracy, longest)
             if plan is None or plan.cutoff <= cutoff:
                 return plan, cell
             cutoff = plan.cutoff
 
-    def _mesh_plan(self, n: int, cell: Floats, accuracy: float) -> Plan | None:
+    def _mesh_plan(self, n: int, cell: Floats, accuracy: float, longest: float) -> Plan | None:
         volume = float(abs(np.linalg.det(cell)))
-        return plan_mesh(n, np.linalg.norm(cell, axis=1), volume, self._widest, accuracy, doubled=False)
+        lengths = np.linalg.norm(cell, axis=1)
+        return plan_mesh(n, lengths, volume, self._widest, accuracy, doubled=False, longest=longest)
 
-    def cutoff(self, structure: Structure) -> float:
-        """How far the pairs reach that `at` needs, Angstrom."""
-        plan, _ = self.plan(structure)
+    def cutoff(self, structure: Structure, halo: Halo = SERIAL, longest: float = inf) -> float:
+        """How far the pairs reach that `at` needs, Angstrom; 0 where it sums directly over all atoms."""
+        plan, _ = self.plan(structure, halo, longest)
         return 0.0 if plan is None else plan.cutoff
 
-    def at(self, structure: Structure, species: NDArray[np.int64], neighbours: NeighbourList) -> Coulomb:
+    def at(
+        self, structure: Structure, species_all: NDArray[np.int64], neighbours: Neighbours,
+        halo: Halo = SERIAL, longest: float = inf,
+    ) -> Coulomb:  # fmt: skip
         """J for a structure whose pairs up to `cutoff` are in `neighbours`.
 
         Args:
-            structure: the atoms, in the order of `neighbours`.
-            species: element index of each atom, shape (n,).
+            structure: the owned atoms, in the order of `neighbours`.
+            species_all: element index of owned atoms and ghosts, shape (n_all,).
             neighbours: up to date for `structure`.
+            halo: of the ranks that own the other atoms; where all are summed over directly, one process owns them.
+            longest: as for `cutoff`.
         """
+        species = species_all[: len(structure)]
         width, hardness = self.gaussian_width[species], self.hardness[species]
         positions = neighbours.positions[: len(structure)]
-        plan, cell = self.plan(structure)
+        plan, cell = self.plan(structure, halo, longest)
         if plan is None:
             return DirectCoulomb(positions, width, hardness)
         threads = worthwhile(self.threads, len(structure))
         table = self._table(plan.splitting, plan.cutoff, self._accuracy_for_unit_charges)
-        self._pairs.set(neighbours, species, table, threads)
-        given = (structure, positions, plan.splitting, cell, plan.cutoff, threads)
+        self._pairs.set(neighbours, species_all, table, threads, halo)
+        given = (structure, positions, plan.splitting, cell, plan.cutoff, threads, halo)
         meshes = [self._mesh(*given, plan.window, plan.points)]
-        if len(structure) >= LARGE:
+        if _count(structure, halo) >= LARGE:
             meshes.append(self._mesh(*given, ROUGH_WINDOW, plan.rough_points))
         return MeshCoulomb(
             positions, width, hardness, plan.splitting, self._pairs, meshes[0],
             rough_mesh=meshes[-1],
             cell=None if structure.boundary == "open" else cell,
             normal=structure.normal if structure.boundary == "slab" else None,
+            halo=halo,
         )  # fmt: skip
 
     def _mesh(
         self, structure: Structure, positions: Floats, splitting: float, cell: Floats, reach: float, threads: int,
-        window: Window, points: MeshPoints,
+        halo: Halo, window: Window, points: MeshPoints,
     ) -> ParticleMesh:  # fmt: skip
         convolution: Convolution
         if structure.boundary == "open":
             spacing = window.coarseness / splitting
             convolution = self._free(points, spacing, splitting, reach, window, threads)
             # mesh points stay where they are in space while atoms move
-            origin: Floats = spacing * np.floor(positions.min(axis=0) / spacing)
+            origin: Floats = spacing * np.floor(extent(positions, halo)[0] / spacing)
             mesh_cell = np.diag(np.multiply(spacing, points))
         else:
             convolution = self._periodic(cell.tobytes(), splitting, window, points, threads)
             origin, mesh_cell = np.zeros(3), cell
-        mesh = ParticleMesh(window, points, convolution, threads)
+        mesh = ParticleMesh(window, points, convolution, threads, halo)
         inverse = np.linalg.inv(mesh_cell)
         fractional: Floats = ((positions - origin) @ inverse) % 1.0
         mesh.set(fractional, inverse)
@@ -232,3 +249,14 @@ class Electrostatics:
         self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int
     ) -> FreeConvolution:
         return FreeConvolution(points, spacing, splitting, reach, window, threads)
+
+
+def _count(structure: Structure, halo: Halo) -> int:
+    """Atoms of all ranks."""
+    return int(total(len(structure), halo))
+
+
+def _lengths(positions: Floats, halo: Halo) -> Floats:
+    """From the first to the last atom of all ranks along each column."""
+    low, high = extent(positions, halo)
+    return high - low

@@ -16,6 +16,7 @@ from math import erf, exp, pi, sqrt
 
 import numpy as np
 
+from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
@@ -38,10 +39,13 @@ def background(gaussian_width: Floats, splitting: float, volume: float) -> Float
     return out
 
 
-def background_potential(gaussian_width: Floats, charges: Floats, splitting: float, volume: float) -> Floats:
-    """The neutralising background times q by the moments of q, eV/e, shape (n,)."""
+def background_potential(
+    gaussian_width: Floats, charges: Floats, splitting: float, volume: float, halo: Halo = SERIAL
+) -> Floats:
+    """The neutralising background times q by the moments of q over all ranks, eV/e, shape (n,)."""
     s2 = gaussian_width**2
-    moments = charges.sum() * (1.0 / splitting**2 - 2.0 * s2) - 2.0 * charges @ s2
+    total, second = halo.sum(np.array([charges.sum(), charges @ s2]))
+    moments = total * (1.0 / splitting**2 - 2.0 * s2) - 2.0 * second
     out: Floats = -COULOMB_CONSTANT * np.pi / volume * moments
     return out
 

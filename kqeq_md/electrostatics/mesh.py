@@ -22,6 +22,7 @@ from scipy import fft
 
 from kqeq_md.electrostatics.mesh_kernels import mesh_kernels
 from kqeq_md.electrostatics.window import Window, transform
+from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel
@@ -45,10 +46,14 @@ class ParticleMesh:
         points: mesh points along the three cell vectors, none fewer than the window's support.
         convolution: from charges to potentials on the mesh.
         threads: how many work at once.
+        halo: how the charges of all ranks come together on the mesh, the whole of which each of them holds.
     """
 
-    def __init__(self, window: Window, points: MeshPoints, convolution: Convolution, threads: int) -> None:
+    def __init__(
+        self, window: Window, points: MeshPoints, convolution: Convolution, threads: int, halo: Halo = SERIAL
+    ) -> None:
         self.window, self.points, self.convolution, self.threads = window, points, convolution, threads
+        self._halo = halo
         self._kernels = mesh_kernels(window.support)
 
     def set(self, fractional: Floats, inverse_cell: Floats) -> None:
@@ -58,7 +63,7 @@ class ParticleMesh:
         self._base = np.empty((n, 3), dtype=np.int32)
         self._weight = np.empty((n, 3, self.window.support))
         edges = [n * block // self.threads for block in range(self.threads + 1)]
-        self._blocks = [(a, b) for a, b in pairwise(edges) if b > a]
+        self._blocks = [(a, b) for a, b in pairwise(edges) if b > a] or [(0, 0)]
         points = np.array(self.points)
         in_parallel(
             lambda rows: self._kernels.weigh(
@@ -87,7 +92,7 @@ class ParticleMesh:
             parts[0] += part
         mesh = parts[0]
         mesh[:, :, : self.window.support] += mesh[:, :, nz:]
-        return mesh[:, :, :nz]
+        return self._halo.sum(mesh[:, :, :nz])
 
     def field(self, mesh: Floats) -> Floats:
         """Field at the atoms, V/Angstrom, shape (n, 3), of charges that were spread to `mesh`."""

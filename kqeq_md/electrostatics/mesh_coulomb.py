@@ -18,6 +18,7 @@ from kqeq_md.electrostatics.gaussians import background_potential, self_interact
 from kqeq_md.electrostatics.mesh import ParticleMesh, PeriodicConvolution
 from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import slab_field, slab_potential, slab_strain
+from kqeq_md.halo import SERIAL, Halo, dot, extent
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -39,6 +40,7 @@ class MeshCoulomb:
         rough_mesh: the same with few points, or `mesh` itself.
         cell: that repeats along all three vectors, for slabs the padded one; None for open boundaries.
         normal: unit normal of a slab, shape (3,); None for other boundaries.
+        halo: how sums go over all ranks.
     """
 
     positions: Floats
@@ -50,6 +52,7 @@ class MeshCoulomb:
     rough_mesh: ParticleMesh
     cell: Floats | None = None
     normal: Floats | None = None
+    halo: Halo = SERIAL
 
     @cached_property
     def diagonal(self) -> Floats:
@@ -86,15 +89,15 @@ class MeshCoulomb:
         spread = self.mesh.spread(charges)
         grad_r = -charges[:, None] * (pair_field + self.mesh.field(spread) + self._slab_field(charges))
         if self.cell is None:
-            centred = self.positions - self.positions.mean(axis=0)
-            return grad_r, centred.T @ grad_r
+            low, high = extent(self.positions, self.halo)
+            return grad_r, self.halo.sum((self.positions - 0.5 * (low + high)).T @ grad_r)
         assert isinstance(self.mesh.convolution, PeriodicConvolution)
-        strain += self.mesh.convolution.strain(spread)
-        neutralised = background_potential(self.gaussian_width, charges, self.splitting, self._volume)
-        strain -= 0.5 * charges @ neutralised * np.eye(3)
+        strain = self.halo.sum(strain) + self.mesh.convolution.strain(spread)
+        neutralised = background_potential(self.gaussian_width, charges, self.splitting, self._volume, self.halo)
+        strain -= 0.5 * dot(charges, neutralised, self.halo) * np.eye(3)
         if self.normal is not None:
-            slab_energy = 0.5 * float(charges @ slab_potential(*self._slab(charges)))
-            strain = slab_strain(strain, slab_energy, grad_r, self.positions, self.normal)
+            slab_energy = 0.5 * dot(charges, slab_potential(*self._slab(charges)), self.halo)
+            strain = slab_strain(strain, slab_energy, grad_r, self.positions, self.normal, self.halo)
         return grad_r, strain
 
     @property
@@ -102,17 +105,17 @@ class MeshCoulomb:
         assert self.cell is not None
         return float(abs(np.linalg.det(self.cell)))
 
-    def _slab(self, charges: Floats) -> tuple[Floats, Floats, Floats, float, float]:
+    def _slab(self, charges: Floats) -> tuple[Floats, Floats, Floats, float, float, Halo]:
         assert self.cell is not None
         assert self.normal is not None
         length = float(np.linalg.norm(self.cell[2]))
-        return self.positions @ self.normal, self.gaussian_width, charges, length, self._volume / length
+        return self.positions @ self.normal, self.gaussian_width, charges, length, self._volume / length, self.halo
 
     def _uniform(self, charges: Floats) -> Floats | float:
         """T q."""
         if self.cell is None:
             return 0.0
-        out = background_potential(self.gaussian_width, charges, self.splitting, self._volume)
+        out = background_potential(self.gaussian_width, charges, self.splitting, self._volume, self.halo)
         return out if self.normal is None else out + slab_potential(*self._slab(charges))
 
     def _slab_field(self, charges: Floats) -> Floats | float:

@@ -76,7 +76,9 @@ def exponent_for(cutoff: float, volume_per_atom: float, accuracy: float) -> floa
     return max(20, ceil(20.0 * sqrt(max(log(scale / accuracy), 0.0)))) / 20.0
 
 
-def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: float, doubled: bool) -> Plan | None:
+def plan_mesh(
+    n: int, lengths: Floats, volume: float, widest: float, accuracy: float, doubled: bool, longest: float = inf
+) -> Plan | None:
     """The cheapest plan for n atoms, or None if every mesh is too large.
 
     Args:
@@ -87,6 +89,7 @@ def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: f
             real-space term decays like erfc(alpha r).
         accuracy: target rms force error for charges of about 1 e, eV/Angstrom.
         doubled: open boundaries, whose mesh of twice the points is half empty along each axis.
+        longest: cutoff of the pairs that are known, Angstrom.
     """
     if not doubled:
         accuracy = max(accuracy / coherence(float(np.min(lengths))), FINEST)
@@ -97,6 +100,8 @@ def plan_mesh(n: int, lengths: Floats, volume: float, widest: float, accuracy: f
         splitting = x / cutoff
         if splitting > 1.0 / (2.0 * widest):
             continue
+        if cutoff > longest:
+            break
         pairs = PER_PAIR * n * density * 2.0 / 3.0 * pi * cutoff**3
         if best is not None and pairs > best.cost:
             break

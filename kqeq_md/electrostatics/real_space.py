@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from kqeq_md.electrostatics.pair_table import PairTable, tabulated
+from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.jit import compiled
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.neighbours import HalfList, Neighbours
 from kqeq_md.pair_search import Ints, Rows
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, row_blocks
@@ -21,6 +22,38 @@ from kqeq_md.threads import in_parallel, row_blocks
 
 class RealSpace:
     """The sparse matrix A of one set of positions; its memory is used again for the next one.
+
+    Pairs of an atom with a ghost stand on both of their ranks, each of which takes what is its own atom's, and half of
+    the strain.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+
+    def set(
+        self, neighbours: Neighbours, species_all: Ints, table: PairTable, threads: int, halo: Halo = SERIAL
+    ) -> None:
+        """Evaluate the pairs of `neighbours`; `species_all` are element indices of its atoms and ghosts."""
+        self._halo, halves = halo, neighbours.halves
+        while len(self._parts) < len(halves):
+            self._parts.append(_Part())
+        for part, half in zip(self._parts, halves, strict=True):
+            part.set(neighbours, half, species_all.astype(np.uint32), table, threads)
+
+    def apply(self, charges: Floats) -> Floats:
+        """A q, eV/e, shape (n,)."""
+        everywhere = np.asarray(self._halo.forward(charges), dtype=np.float64)
+        return _total([part.apply(everywhere) for part in self._parts])[: len(charges)]
+
+    def field(self, charges: Floats) -> tuple[Floats, Floats]:
+        """Field at the atoms, V/Angstrom, shape (n, 3), and this rank's part of dE/d(strain), eV, shape (3, 3)."""
+        everywhere = np.asarray(self._halo.forward(charges), dtype=np.float64)
+        fields, strains = zip(*(part.field(everywhere) for part in self._parts), strict=True)
+        return _total(list(fields))[: len(charges)], sum(strains)
+
+
+class _Part:
+    """The values of one half list.
 
     Only pairs within the cutoff are kept, as column and value (12 bytes each); distances are computed again where
     forces are wanted.
@@ -30,26 +63,24 @@ class RealSpace:
         self._column: Rows = np.empty(0, dtype=np.uint32)
         self._value: Floats = np.empty(0)
 
-    def set(self, neighbours: NeighbourList, species: Ints, table: PairTable, threads: int) -> None:
-        """Evaluate the pairs of `neighbours`; `species` are element indices in its order, shape (n,)."""
-        self._list, self._table = neighbours, table
-        self._species = species.astype(np.uint32)
-        n_pairs = len(neighbours.neighbour)
+    def set(self, atoms: Neighbours, half: HalfList, species_all: Rows, table: PairTable, threads: int) -> None:
+        self._atoms, self._half, self._species, self._table = atoms, half, species_all, table
+        n, n_pairs = len(half.first) - 1, len(half.neighbour)
         if len(self._value) < n_pairs:
             self._column = np.empty(int(1.05 * n_pairs), dtype=np.uint32)
             self._value = np.empty(len(self._column))
-        self._start, self._stop = np.empty(len(species), dtype=np.int64), np.empty(len(species), dtype=np.int64)
-        self._blocks = row_blocks(neighbours.first, threads)
+        self._start, self._stop = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+        self._blocks = row_blocks(half.first, threads) or [(0, 0)]
         in_parallel(
             lambda rows: pair_values(
-                *rows, neighbours.first, neighbours.neighbour, neighbours.owner, neighbours.positions, self._species,
+                *rows, half.first, half.neighbour, atoms.owner, atoms.positions, species_all,
                 table.values, table.spacing, table.cutoff, self._start, self._stop, self._column, self._value,
             ),
             self._blocks,
         )  # fmt: skip
 
     def apply(self, charges: Floats) -> Floats:
-        """A q, eV/e, shape (n,)."""
+        """A q of these pairs at all that have charges, shape (n_all,)."""
         parts = in_parallel(
             lambda rows: symmetric_product(*rows, self._start, self._stop, self._column, self._value, charges),
             self._blocks,
@@ -57,23 +88,23 @@ class RealSpace:
         return _total(parts)
 
     def field(self, charges: Floats) -> tuple[Floats, Floats]:
-        """Field at the atoms, V/Angstrom, shape (n, 3), and dE/d(strain), eV, shape (3, 3).
+        """Field at all that have charges, V/Angstrom, shape (n_all, 3), and dE/d(strain), eV, shape (3, 3).
 
         Each image is strained at its own place: dE/d(strain) = -sum over atoms and images of R (x) q field.
         """
-        pairs, table = self._list, self._table
+        atoms, half, table = self._atoms, self._half, self._table
         parts = in_parallel(
             lambda rows: pair_field(
-                *rows, pairs.first, pairs.neighbour, pairs.owner, pairs.positions, self._species,
+                *rows, half.first, half.neighbour, atoms.owner, atoms.positions, self._species,
                 table.values, table.spacing, table.cutoff, charges,
             ),
             self._blocks,
         )  # fmt: skip
-        everywhere, n = _total(parts), len(charges)
-        strain = -pairs.positions.T @ (charges[pairs.owner, None] * everywhere)
-        field = np.empty((n, 3))
+        everywhere = _total(parts)
+        strain = -half.share * atoms.positions.T @ (charges[atoms.owner, None] * everywhere)
+        field = np.empty((len(charges), 3))
         for c in range(3):
-            field[:, c] = np.bincount(pairs.owner, everywhere[:, c], minlength=n)
+            field[:, c] = np.bincount(atoms.owner, everywhere[:, c], minlength=len(charges))
         return field, strain
 
 

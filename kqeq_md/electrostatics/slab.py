@@ -23,6 +23,7 @@ import numpy as np
 
 from kqeq_md.electrostatics.lattice import greedy_reduction
 from kqeq_md.errors import ChargeError
+from kqeq_md.halo import SERIAL, Halo, extent
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -52,30 +53,35 @@ def slab_matrix(z: Floats, gaussian_width: Floats, length: float, area: float) -
     return out
 
 
-def slab_potential(z: Floats, gaussian_width: Floats, charges: Floats, length: float, area: float) -> Floats:
+def slab_potential(
+    z: Floats, gaussian_width: Floats, charges: Floats, length: float, area: float, halo: Halo = SERIAL
+) -> Floats:
     """The slab term of J times q by the moments of q, eV/e, shape (n,); arguments as for `slab_matrix`.
 
     (J q)_i = -kC { (2 pi / V) [Q (z_i^2 + s_i^2) - 2 z_i sum q z + sum q (z^2 + s^2)] + pi L^2 Q / (3 V) }
     """
-    volume, z, s2 = area * length, centred(z), gaussian_width**2
-    total, first, second = charges.sum(), charges @ z, charges @ (z**2 + s2)
+    volume, z, s2 = area * length, centred(z, halo), gaussian_width**2
+    total, first, second = halo.sum(np.array([charges.sum(), charges @ z, charges @ (z**2 + s2)]))
     squares = total * (z**2 + s2) - 2.0 * first * z + second
     out: Floats = -COULOMB_CONSTANT * (2.0 * pi / volume * squares + pi * length**2 / (3.0 * volume) * total)
     return out
 
 
-def slab_field(z: Floats, gaussian_width: Floats, charges: Floats, length: float, area: float) -> Floats:
+def slab_field(
+    z: Floats, gaussian_width: Floats, charges: Floats, length: float, area: float, halo: Halo = SERIAL
+) -> Floats:
     """-d/dz of the potential of the slab term at each atom, V/Angstrom, shape (n,); arguments as for `slab_matrix`.
 
     kC (4 pi / V) (Q z_i - sum q z), whatever the widths; with E = 1/2 q.J.q, dE/dz_i is -q_i times it.
     """
-    z = centred(z)
-    out: Floats = COULOMB_CONSTANT * 4.0 * pi / (area * length) * (charges.sum() * z - charges @ z)
+    z = centred(z, halo)
+    total, first = halo.sum(np.array([charges.sum(), charges @ z]))
+    out: Floats = COULOMB_CONSTANT * 4.0 * pi / (area * length) * (total * z - first)
     return out
 
 
 def slab_strain(
-    lattice_strain: Floats, slab_energy: float, grad_r: Floats, positions: Floats, normal: Floats
+    lattice_strain: Floats, slab_energy: float, grad_r: Floats, positions: Floats, normal: Floats, halo: Halo = SERIAL
 ) -> Floats:
     """dE/d(strain) of a slab from that of the lattice sum, eV, shape (3, 3), symmetric.
 
@@ -91,19 +97,20 @@ def slab_strain(
         grad_r: dE/dR of both together, eV/Angstrom, shape (n, 3); it adds up to zero.
         positions: Angstrom, shape (n, 3).
         normal: unit normal n of the slab, shape (3,).
+        halo: how sums go over all ranks.
     """
     plane = np.eye(3) - np.outer(normal, normal)
-    lifted = centred(positions @ normal) @ grad_r
+    lifted = halo.sum(centred(positions @ normal, halo) @ grad_r)
     mixed = np.outer(normal, lifted)
     out: Floats = plane @ lattice_strain @ plane - slab_energy * plane
     out += mixed + mixed.T - (lifted @ normal) * np.outer(normal, normal)
     return out
 
 
-def centred(z: Floats) -> Floats:
+def centred(z: Floats, halo: Halo = SERIAL) -> Floats:
     """z from the middle of the slab: the terms depend on differences, and a far origin would cost digits."""
-    out: Floats = z - 0.5 * (z.min() + z.max())
-    return out
+    low, high = extent(z[:, None], halo)
+    return z - 0.5 * (low + high)
 
 
 def padded_cell(lateral_cell: Floats, normal: Floats, length: float) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.charges.charge_model import Hold
-from kqeq_md.charges.equilibrate import bond_gradient, electrostatic_gradient
+from kqeq_md.charges.equilibrate import electrostatic_gradient
 from kqeq_md.charges.field import anchors, effective_field
 from kqeq_md.charges.split import find_bonds
 from kqeq_md.electrostatics.direct import DirectCoulomb
@@ -146,11 +146,8 @@ def freeze(state: Equilibrated) -> Frozen:
     psi = state.reference_gradient
     if psi is not None:
         energy -= float(psi @ local.reference_charge)
-    grad_pairs = local.pair_gradient.copy()
-    if problem.bonds is not None:
-        grad_pairs[problem.bonds.pair] += bond_gradient(problem.bonds, equilibrium.tension)
     grad_r, _ = electrostatic_gradient(problem, state.hold, equilibrium)
-    grad_r = grad_r + local.pairs.scatter(grad_pairs, len(grad_r))
+    grad_r = grad_r + local.pairs.scatter(local.pair_gradient, len(grad_r))
     return Frozen(
         restored(equilibrium.charges, order),
         None if psi is None else restored(psi, order),

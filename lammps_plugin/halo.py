@@ -1,0 +1,68 @@
+"""The halo of a LAMMPS rank: LAMMPS' own communication between owners and ghosts, MPI's between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import POINTER, c_double
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kqeq_md.pair_search import Ints
+
+Exchange = Callable[[Any, int], Any]
+"""Of the C++ side: what to do with an array of doubles, and its width or length."""
+
+
+class LammpsHalo:
+    """Values of the model's atoms in LAMMPS' order; atoms of types that are left out have none.
+
+    Args:
+        rows: LAMMPS' rows of owned atoms and ghosts of the model, owned ones first, shape (n_all,).
+        n_local: how many of them are owned.
+        n_lammps: all atoms and ghosts of this rank that LAMMPS has.
+        forward: fills the ghosts' rows of an array (n_lammps, width) from those of their owners.
+        reverse: adds the ghosts' rows to those of their owners.
+        add: replaces an array by its sum over all ranks.
+        gather: (own values, their number, room for all): one rank after the other.
+    """
+
+    def __init__(
+        self, rows: Ints, n_local: int, n_lammps: int,
+        forward: Exchange, reverse: Exchange, add: Exchange, gather: Callable[[Any, int, Any], Any],
+    ) -> None:  # fmt: skip
+        self._rows, self._n_local, self._n_lammps = rows, n_local, n_lammps
+        self._forward, self._reverse, self._add, self._gather = forward, reverse, add, gather
+
+    def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
+        everywhere, width = self._room(x_local)
+        everywhere[self._rows[: self._n_local]] = x_local.reshape(self._n_local, width)
+        self._forward(_address(everywhere), width)
+        return everywhere[self._rows].reshape(-1, *x_local.shape[1:]).astype(x_local.dtype, copy=False)
+
+    def reverse(self, y_all: NDArray[np.float64]) -> NDArray[np.float64]:
+        everywhere, width = self._room(y_all)
+        everywhere[self._rows] = y_all.reshape(-1, width)
+        self._reverse(_address(everywhere), width)
+        return everywhere[self._rows[: self._n_local]].reshape(self._n_local, *y_all.shape[1:])
+
+    def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
+        out = np.array(value, dtype=np.float64, order="C")
+        self._add(_address(out), out.size)
+        return out
+
+    def gather(self, x_local: NDArray[np.float64]) -> NDArray[np.float64]:
+        own = np.ascontiguousarray(x_local, dtype=np.float64)
+        shape = (int(self.sum(np.array(float(len(own))))), *own.shape[1:])
+        out = np.empty(shape)
+        self._gather(_address(own), own.size, _address(out))
+        return out
+
+    def _room(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+        width = int(np.prod(values.shape[1:], dtype=int))
+        return np.zeros((self._n_lammps, width)), width
+
+
+def _address(array: NDArray[np.float64]) -> Any:
+    return array.ctypes.data_as(POINTER(c_double))
