@@ -5,12 +5,28 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
+def cache_places() -> Iterator[Path]:
+    """The folders of this user, best first: `cache_folder`, `private_folder`; not all of them can be written."""
+    with suppress(RuntimeError):  # no home folder
+        yield cache_folder()
+    with suppress(OSError):
+        yield private_folder()
+
+
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/kqeq_md, or ~/.cache/kqeq_md."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kqeq_md"
+    """$XDG_CACHE_HOME/kqeq_md, or ~/.cache/kqeq_md.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # relative ones are to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
+    return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "kqeq_md"
 
 
 def private_folder() -> Path:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import config, njit
 
-from kqeq_md.cache import cache_folder, can_write, private_folder
+from kqeq_md.cache import cache_places, can_write
 
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 """Of `numba.njit`; of fast-math only the flags that leave NaN and infinity alone."""
@@ -50,10 +49,7 @@ def _places(package: Path) -> Iterator[Path]:
     if config.CACHE_DIR:  # NUMBA_CACHE_DIR: the user's choice
         yield Path(config.CACHE_DIR)
     yield package / "__pycache__"
-    with suppress(RuntimeError):  # no home folder
-        yield cache_folder()
-    with suppress(OSError):
-        yield private_folder()
+    yield from cache_places()
 
 
 def digest(package: Path) -> str:

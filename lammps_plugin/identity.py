@@ -1,4 +1,4 @@
-"""Print the git revision of a LAMMPS library: `identity.py LIBMPI LIBLAMMPS`; it loads both into its process."""
+"""Print the git revision of a LAMMPS library: `identity.py LIBMPI LIBLAMMPS [PLUGIN]`, all loaded into its process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ SYMBOLS = ("_ZN9LAMMPS_NS6LAMMPS14git_descriptorEv", "_ZN9LAMMPS_NS6LAMMPS10git_
 """LAMMPS::git_descriptor() and LAMMPS::git_commit(), static functions that need no LAMMPS object."""
 
 
-def lammps_identity(mpi_library: str, lammps_library: str) -> str:
-    """DESCRIPTOR COMMIT: the words that the plugin compares when it is loaded."""
-    ctypes.CDLL(mpi_library, ctypes.RTLD_GLOBAL)
-    library = ctypes.CDLL(lammps_library)
+def lammps_identity(mpi_library: str, lammps_library: str, *plugins: str) -> str:
+    """DESCRIPTOR COMMIT: the words that the plugin compares when it is loaded.
+
+    Raises:
+        OSError: a library cannot be loaded.
+    """
+    # global: each finds its functions in those before it, as in the process of `lmp`
+    _, library, *_ = [ctypes.CDLL(path, ctypes.RTLD_GLOBAL) for path in (mpi_library, lammps_library, *plugins)]
     words = []
     for symbol in SYMBOLS:
         function = getattr(library, symbol)

@@ -9,13 +9,12 @@ import ctypes
 import os
 import signal
 import sys
-import traceback
-from itertools import pairwise
-from typing import NoReturn
+from collections.abc import Callable
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.lammps_plugin.build import built_plugin
-from kqeq_md.programs import libpython, mpi_file
+from kqeq_md.lammps_plugin.build import BuildError, built_plugin, lammps_folder, libraries
+from kqeq_md.lammps_plugin.identity import lammps_identity
+from kqeq_md.programs import libpython
 from kqeq_md.threads import start_with_one_blas_thread
 
 
@@ -29,7 +28,7 @@ def plugin_folder() -> str:
     os.environ["KQEQ_LIBPYTHON"] = str(libpython() or "")
     try:
         folder = str(built_plugin().parent)
-    except KqeqError as error:
+    except (KqeqError, OSError) as error:  # an error here would end `lmp` for scripts without kqeq too
         sys.stderr.write(f"WARNING: pair_style kqeq is not available: {error}\n")
         return os.path.dirname(__file__)
     _forget(folder)
@@ -46,40 +45,34 @@ def _forget(folder: str) -> None:
 def main() -> int:
     """`kqeq-lmp`: the command line of `lmp`, with this Python as the process that holds LAMMPS.
 
-    It serves Pythons without a shared library, which `lmp` cannot start. Commands come from `-in FILE` or
-    standard input; errors have been printed by LAMMPS when they arrive here, and give exit code 1.
+    It serves Pythons without a shared library, which `lmp` cannot start.
     """
     start_with_one_blas_thread()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends LAMMPS at once, as it ends `lmp`
-    arguments = sys.argv[1:]
+    for number in (signal.SIGINT, signal.SIGPIPE):  # Ctrl-C and a closed pipe end LAMMPS at once, as they end `lmp`
+        signal.signal(number, signal.SIG_DFL)
     try:
-        # LAMMPS' own MPI by its full path: the first libmpi in LD_LIBRARY_PATH may be another
-        ctypes.CDLL(str(mpi_file("libmpi.so.12")), ctypes.RTLD_GLOBAL)
-        from lammps import MPIAbortException, lammps
+        kqeq_lmp = _main_program()
     except (KqeqError, ImportError, OSError) as error:
         sys.stderr.write(f"kqeq-lmp: {error}\n")
         return 1
-    try:
-        lmp = lammps(cmdargs=arguments)
-        lmp.file(_script(arguments))
-        lmp.finalize()
-    except Exception as error:
-        if type(error) not in (Exception, RuntimeError, MPIAbortException):  # LAMMPS has printed its own
-            traceback.print_exc()
-        _leave()
-    return 0
+    arguments = [os.fsencode(argument) for argument in sys.argv]
+    # ends with the null pointer that C's argv ends with
+    return kqeq_lmp(len(arguments), (ctypes.c_char_p * (len(arguments) + 1))(*arguments))
 
 
-def _leave() -> NoReturn:
-    """End this rank with exit code 1 and no clean-up, which would wait for ranks that are still computing."""
-    sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)  # LAMMPS' log and screen
-    os._exit(1)
+def _main_program() -> Callable[..., int]:
+    """The function of kqeq_lmp.cpp, in a process that is ready for it.
 
+    Raises:
+        KqeqError: there is no plugin, or it belongs to another LAMMPS.
+        OSError: a library cannot be loaded.
+    """
+    plugin = built_plugin()
+    here = lammps_identity(*map(str, libraries(lammps_folder())), str(plugin))
+    library = ctypes.CDLL(str(plugin))
+    library.kqeq_lammps.restype = ctypes.c_char_p
+    if (built_for := library.kqeq_lammps().decode()) != here:
+        raise BuildError(f'{plugin} was built for LAMMPS "{built_for}", this is "{here}": remove it')
+    import lammps.executable  # noqa: F401 - tells LAMMPS of all plugins, as the start of `lmp` does
 
-def _script(arguments: list[str]) -> str:
-    """The file that follows -in (or -i); standard input if there is none."""
-    for option, value in pairwise(arguments):
-        if option in ("-in", "-i"):
-            return value
-    return "/dev/stdin"
+    return library.kqeq_lmp
