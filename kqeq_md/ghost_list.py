@@ -42,7 +42,7 @@ class GhostList:
         Raises:
             KqeqError: ghosts do not reach so far.
         """
-        if cutoff > domain.reach:
+        if cutoff > domain.reach * (1.0 + 1e-9):
             raise KqeqError(f"`reach` of the ghosts must be at least {cutoff:.4g} Angstrom, got {domain.reach:.4g}")
         self.positions = np.concatenate([structure.positions, domain.ghosts])
         lattice = lattice_of(structure)

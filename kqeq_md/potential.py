@@ -27,6 +27,7 @@ from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
+from kqeq_md.extrapolation import Extrapolation
 from kqeq_md.halo import Halo
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model, load_model
@@ -50,8 +51,8 @@ NO_SUCH_CHARGES = "the model has no charges: it is nothing but a short-range pot
 NEARLY_HALF = 0.45
 """Of a lattice vector: bonds of fragments that long are warned of in a field."""
 
-GROWTH = 1.12
-"""Of the cutoff of the Coulomb sum, for which ghosts are asked at the start of a run on several ranks."""
+BREATHS = np.linspace(0.93, 1.07, 57)
+"""Factors by which cells may change their edges during a run on several ranks."""
 
 KERNELS = ("low_rank", "exact")
 
@@ -139,6 +140,10 @@ class Potential:
     @cached_property
     def _kernels(self) -> LocalKernels:
         return LocalKernels(self.model, self._use_exact)
+
+    @cached_property
+    def _extrapolation(self) -> Extrapolation:
+        return Extrapolation(self._kernels)
 
     @property
     def charge_model(self) -> ChargeModel:
@@ -305,6 +310,27 @@ class Potential:
             virial=-0.5 * (strain + strain.T) if "virial" in wanted else None,
         )
 
+    def extrapolation(self, structure: Structure, domain: Domain | None = None) -> Floats:
+        """How far the surroundings of each atom are from those of the training set, shape (n,).
+
+        Within it atoms measure at most about 1; beyond `largest_measure` energies, forces and charges are not to be
+        trusted (see `kqeq_md.extrapolation`). Takes about as long as a step; arguments and errors as in `compute`.
+        """
+        _check_structure(structure)
+        process = self._take(structure, domain)
+        process.update(self.cutoff, None)
+        species = self.species_index(structure.numbers)[process.order]
+        species_all = np.asarray(process.halo.forward(species), dtype=np.int64)
+        with one_blas_thread:
+            pairs = process.pairs(self.cutoff, self.threads)
+            measure = self._extrapolation.measure(species, pairs, species_all, self.threads)
+        return restored(measure, process.order)
+
+    @property
+    def largest_measure(self) -> float:
+        """Atoms beyond it extrapolate."""
+        return self._extrapolation.largest
+
     def solve_response(self, problem: Problem) -> Equilibrium:
         """Minimise a problem that is not the next step of a trajectory.
 
@@ -358,12 +384,14 @@ class Potential:
     def reach(self, structure: Structure, halo: Halo) -> float:
         """How far the ghosts of a rank have to reach so that several ranks sum as one process does, Angstrom.
 
-        A tenth more than now, for cells that grow; beyond that another splitting with a shorter cutoff is taken, which
-        has the same accuracy.
+        The cutoff of the Coulomb sum goes with the cell: what it is for each of `BREATHS` counts. Where a cell has
+        changed further and the ghosts do not suffice, another splitting with a shorter cutoff has the same accuracy.
         """
         if not self.has_charges:
             return self.cutoff
-        return max(self.cutoff, GROWTH * self._electrostatics.cutoff(structure, halo))
+        numbers, positions, cell = structure.numbers, structure.positions, structure.cell
+        breaths = [Structure(numbers, x * positions, x * cell, structure.pbc, part=True) for x in BREATHS]
+        return max(self.cutoff, *(self._electrostatics.cutoff(breath, halo) for breath in breaths))
 
     def has_virial(self, structure: Structure) -> bool:
         """Whether a virial is defined: not in every field along a periodic axis (`charges.field`).

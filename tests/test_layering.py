@@ -15,26 +15,14 @@ import kqeq_md.units
 
 PACKAGE = Path(kqeq_md.__file__).parent
 PHYSICS = [
-    *(
-        PACKAGE / f"{name}.py"
-        for name in (
-            "structure",
-            "halo",
-            "pair_search",
-            "neighbours",
-            "kernel",
-            "short_range",
-            "model",
-            "potential",
-            "process",
-        )
-    ),
+    *(PACKAGE / f"{name}.py" for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range")),
+    *(PACKAGE / f"{name}.py" for name in ("model", "potential", "process", "domain", "ghost_list", "extrapolation")),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
     *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
 ]
 CORE = [
-    path for path in sorted(PACKAGE.rglob("*.py")) if not {"train", "lammps_plugin", "ipi_driver"} & set(path.parts)
+    path for path in sorted(PACKAGE.rglob("*.py")) if not {"train", "lammps_plugin", "ipi_driver", "examples"} & set(path.parts)
 ]
 TABLES = {"elements.py": {"ase.data"}}  # atomic numbers and symbols, and nothing else of ASE
 
@@ -97,6 +85,7 @@ def test_low_levels_stand_alone() -> None:
         "gap_terms",
         "gap_import",
         "local_part",
+        "extrapolation",
         "process",
         "potential",
         "compression",

@@ -94,9 +94,9 @@ class ParticleMesh:
         mesh[:, :, : self.window.support] += mesh[:, :, nz:]
         return self._halo.sum(mesh[:, :, :nz])
 
-    def field(self, mesh: Floats) -> Floats:
-        """Field at the atoms, V/Angstrom, shape (n, 3), of charges that were spread to `mesh`."""
-        padded, slope = self._padded(self.convolution.apply(mesh)), np.empty_like(self._fractional)
+    def field(self, potential: Floats) -> Floats:
+        """Field at the atoms, V/Angstrom, shape (n, 3), of a potential on the mesh."""
+        padded, slope = self._padded(potential), np.empty_like(self._fractional)
         in_parallel(
             lambda rows: self._kernels.differentiate(
                 *rows, self._fractional, self._base, self._weight, self.window.shape, padded, slope
@@ -131,15 +131,23 @@ class PeriodicConvolution:
         self._influence = periodic_influence(*self._waves, *damping, self._inverse, splitting, prefactor)
 
     def apply(self, mesh: Floats) -> Floats:
-        spectrum = fft.rfftn(mesh, workers=self.threads)
+        return self._potential(self._transform(mesh))
+
+    def potential_and_strain(self, mesh: Floats) -> tuple[Floats, Floats]:
+        """What `apply` gives, and d(1/2 q.K q)/d(strain) at fixed fractional coordinates, eV, shape (3, 3)."""
+        spectrum = self._transform(mesh)
+        strain = spectrum_strain(*self._waves, self._inverse, self.splitting, self.points[2], self._influence, spectrum)
+        return self._potential(spectrum), strain
+
+    def _transform(self, mesh: Floats) -> NDArray[np.complex128]:
+        out: NDArray[np.complex128] = fft.rfftn(mesh, workers=self.threads)
+        return out
+
+    def _potential(self, spectrum: NDArray[np.complex128]) -> Floats:
+        """Potential on the mesh; the spectrum is used up."""
         spectrum *= self._influence
         out: Floats = fft.irfftn(spectrum, s=self.points, norm="forward", workers=self.threads, overwrite_x=True)
         return out
-
-    def strain(self, mesh: Floats) -> Floats:
-        """d(1/2 q.K q)/d(strain) at fixed fractional coordinates, eV, shape (3, 3)."""
-        spectrum = fft.rfftn(mesh, workers=self.threads)
-        return spectrum_strain(*self._waves, self._inverse, self.splitting, self.points[2], self._influence, spectrum)
 
 
 @compiled
