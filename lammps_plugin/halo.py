@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kqeq_md.halo import Halo
 from kqeq_md.pair_search import Ints
 
 Exchange = Callable[[Any, int], Any]
@@ -66,3 +67,9 @@ class LammpsHalo:
 
 def _address(array: NDArray[np.float64]) -> Any:
     return array.ctypes.data_as(POINTER(c_double))
+
+
+def in_order(halo: Halo, ids: Ints, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Values of the atoms of all ranks in the order of their ids."""
+    everybody = halo.gather(np.asarray(ids, dtype=np.float64))
+    return halo.gather(np.asarray(values, dtype=np.float64))[np.argsort(everybody)]

@@ -3,12 +3,15 @@
 // kqeqplugin.so: pair_style kqeq for LAMMPS, compiled on the user's machine by build.py against the headers of the
 // installed LAMMPS. This file derives from LAMMPS classes and is under LAMMPS' licence. The physics is in Python:
 // compute() hands the owned atoms and the box to kqeq_md.lammps_plugin.pair and adds up what comes back.
+// What users see of it is described in pair_kqeq.md.
 
 #include "atom.h"
 #include "comm.h"
 #include "domain.h"
 #include "error.h"
+#include "fix.h"
 #include "force.h"
+#include "input.h"
 #include "lammps.h"
 #include "memory.h"
 #include "modify.h"
@@ -16,15 +19,19 @@
 #include "pair.h"
 #include "update.h"
 #include "utils.h"
+#include "variable.h"
 
 #include <dlfcn.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <clocale>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
-#include <map>
 #include <numeric>
 #include <set>
 #include <stdexcept>
@@ -39,22 +46,41 @@ extern "C" {
 struct KqeqCall {
   void *pair;                     // which pair style this is: the key of pair.py's table
   const char *model;              // path of the model file
-  const char *const *elements;    // element of each LAMMPS type, n_types strings
+  const char *const *elements;    // element of each LAMMPS type, n_types strings; NULL: not of the model
+  const char *charges;            // how charge flows; null: as the model was trained
   double charge, field[3];        // e, V/Angstrom
-  double accuracy, tolerance;     // of the Coulomb sum, eV/Angstrom; of the charges; NaN: the core's own default
+  double accuracy, tolerance;     // of the Coulomb sum, LAMMPS' force units; of the charges; NaN: the core's default
   double threads;                 // how many work at once; NaN: as the environment or the scheduler says
+  double energy_unit;             // LAMMPS' unit of energy is 1 eV / energy_unit
   double cell[9];                 // lattice vectors as rows, Angstrom
-  double *x, *f, *q, *eatom;      // LAMMPS' arrays of owned atoms; eatom is null when not wanted
-  const int *type, *order;        // LAMMPS types; owned atoms in the order of their ids
-  int n_types, n_atoms, periodic[3], want_virial;
-  int has_charges;                // set by open: 0 for a model that is nothing but a short-range potential
-  double cutoff, energy, virial[6];    // results: Angstrom, eV, eV (xx yy zz xy xz yz)
+  const double *x, *unwrapped;    // the model's atoms and ghosts, (n_all, 3); its atoms by image flags, (n_atoms, 3); Angstrom
+  const int *type, *rows;         // LAMMPS types of the model's atoms; where they and their ghosts stand in LAMMPS' arrays
+  const int64_t *ids;             // of the model's atoms and ghosts
+  const int64_t *molecule;        // their molecule ids where these are to be read (anew); else null
+  double *f, *q, *eatom;          // LAMMPS' arrays of n_local atoms; eatom is null when not wanted
+  double *born;                   // (n_local, 9), e; null when not wanted
+  int n_types, n_atoms, n_all, n_local, n_lammps, periodic[3];
+  int ranks, renewed;  // of MPI; whether they have other atoms than in the step before
+  int by_molecule;     // fragments are molecule ids
+  int starts_run;      // the first step of a run
+  int want_virial;
+  int has_charges;     // set by open: 0 for a model that is nothing but a short-range potential
+  double cutoff;       // set by reach, Angstrom
+  double reach;        // within which all neighbours of an atom are known, Angstrom
+  double parts[7];     // energies of short range, charges and field; dipole x y z, e Angstrom; solver iterations
+  double virial[6];    // xx yy zz xy xz yz; energies and virial are in LAMMPS' unit
   char message[1024], warning[1024];   // one line each; empty when there is nothing to say
+  // communication: all ranks call together
+  void (*forward)(void *pair, double *values, int width);    // (n_lammps, width): ghosts' rows from their owners'
+  void (*reverse)(void *pair, double *values, int width);    // ghosts' rows added to their owners'
+  void (*add)(void *pair, double *values, int n);            // the sum over all ranks in their place
+  void (*gather)(void *pair, const double *values, int n, double *all);    // of all ranks, one after the other
 };
 
 struct KqeqTable {
-  int (*open)(KqeqCall *);       // read the model, set the cutoff; returns 0, or 1: failed, see message
-  int (*compute)(KqeqCall *);    // add to f and eatom; set q, energy, virial
+  int (*open)(KqeqCall *);       // read the model; returns 0, or 1: failed, see message
+  int (*reach)(KqeqCall *);      // at the start of a run: set the cutoff
+  int (*compute)(KqeqCall *);    // add to f and eatom; set q, born, parts, virial
   int (*close)(KqeqCall *);
 };
 }
@@ -140,6 +166,7 @@ void Python::start()
   }
   // the program's path tells Python which virtual environment it belongs to
   if (const char *program = getenv("KQEQ_PYTHON")) {
+    setlocale(LC_CTYPE, "");    // as Python's start does: without it all but ASCII in the path is lost
     auto decode = symbol<wchar_t *(*) (const char *, size_t *)>("Py_DecodeLocale");
     symbol<void (*)(const wchar_t *)>("Py_SetProgramName")(decode(program, nullptr));
   }
@@ -149,6 +176,18 @@ void Python::start()
 }
 
 // ---- the pair style ----------------------------------------------------------------------------------------
+
+struct Keyword {
+  const char *name, *values;    // as in the message that lists all keywords
+  int count;
+  std::function<void(char **)> read;
+};
+
+struct FieldPart {
+  std::string variable;    // empty: a number
+  double value;            // V/Angstrom
+  int index;               // of the variable
+};
 
 class PairKqeq : public Pair {
  public:
@@ -161,17 +200,60 @@ class PairKqeq : public Pair {
   void compute(int, int) override;
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+  void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
 
  private:
-  void allocate();
-  void read_numbers(const char *keyword, int iarg, int narg, char **arg, int count, double *out);
-  void describe_atoms();
+  void forget_settings();
+  std::vector<Keyword> keywords();
+  double number(const char *word) { return utils::numeric(FLERR, word, false, lmp); }
+  void read_fragments(const std::string &kind);
+  void read_elements(int narg, char **arg);
+  double energy_unit();
+  void refuse_what_is_ignored();
+  void refuse_what_counts_twice();
+  void refuse_fixes(const char *begin, const std::string &instead);
+  void find_variables();
+  void describe_field();
   void describe_box();
-  void ask(int (*function)(KqeqCall *));
+  void describe_atoms();
+  void describe_ghosts();
+  void name_atoms();
+  void count_atoms();
+  void unwrap(int i, double *out) const;
+  void make_room_for_born_charges();
+  void tally();
+  void offer_communication();
+  bool fails(int (*function)(KqeqCall *));
+  void open();
   [[noreturn]] void refuse(const std::string &why) { error->all(FLERR, "pair_style kqeq: " + why); }
+  [[noreturn]] void refuse_alone(const std::string &why)
+  {
+    // other ranks may be waiting for this one in the middle of a sum: only error->one ends them
+    if (comm->nprocs > 1) error->one(FLERR, "pair_style kqeq: " + why);
+    refuse(why);
+  }
+  void warn(const std::string &why)
+  {
+    if (comm->me == 0) error->warning(FLERR, "pair_style kqeq: " + why);
+  }
 
   KqeqCall call{};
-  std::vector<int> order;
+  std::set<std::string> given;    // keywords
+  std::string charges;
+  FieldPart field[3];
+  std::vector<bool> in_model;    // by type
+  std::vector<int> rows, type;
+  std::vector<double> x, unwrapped;
+  std::vector<int64_t> ids, molecule;
+  bigint n_total = 0;    // atoms of the model on all ranks
+  double *values = nullptr;    // what is on its way between ranks, width numbers for each atom
+  int width = 0;
+  bool warned_of_bonds = false, warned_of_number = false;
+  double **born = nullptr;
+  int born_rows = 0, born_flag = 0;    // the flag is raised by fix pair when it wants them
 };
 
 PairKqeq::PairKqeq(LAMMPS *lmp) : Pair(lmp)
@@ -182,58 +264,86 @@ PairKqeq::PairKqeq(LAMMPS *lmp) : Pair(lmp)
   single_enable = 0;
   no_virial_fdotr_compute = 1;    // the virial comes with the energy
   centroidstressflag = CENTROID_NOTAVAIL;
-  comm_forward = 1;
+  comm_forward = comm_reverse = 3;    // the largest width
+  nextra = 7;
+  pvector = call.parts;
   call.pair = this;
+  offer_communication();
 }
 
 PairKqeq::~PairKqeq()
 {
   // a host Python that is already shutting down has no table left to clear
   if (table.close && Python::alive()) table.close(&call);
+  memory->destroy(born);
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
   }
 }
 
-void PairKqeq::read_numbers(const char *keyword, int iarg, int narg, char **arg, int count, double *out)
+// ---- the input script: pair_style, pair_coeff ----
+
+std::vector<Keyword> PairKqeq::keywords()
 {
-  if (iarg + count >= narg)
-    refuse(std::string("keyword `") + keyword + "` needs " + std::to_string(count) + " number(s), got " +
-           std::to_string(narg - iarg - 1));
-  for (int k = 0; k < count; k++) out[k] = utils::numeric(FLERR, arg[iarg + 1 + k], false, lmp);
+  return {
+      {"charge", "Q", 1, [this](char **arg) { call.charge = number(arg[0]); }},
+      {"field", "Ex Ey Ez", 3,
+       [this](char **arg) {
+         for (int a = 0; a < 3; a++) {
+           const bool varies = utils::strmatch(arg[a], "^v_");
+           field[a] = varies ? FieldPart{arg[a] + 2, 0.0, -1} : FieldPart{"", number(arg[a]), -1};
+         }
+       }},
+      {"charges", "qeq|fragments|split", 1,
+       [this](char **arg) {
+         charges = arg[0];
+         call.charges = charges.c_str();
+       }},
+      {"fragments", "molecule", 1, [this](char **arg) { read_fragments(arg[0]); }},
+      {"accuracy", "A", 1, [this](char **arg) { call.accuracy = number(arg[0]); }},
+      {"tolerance", "T", 1, [this](char **arg) { call.tolerance = number(arg[0]); }},
+      {"threads", "N", 1, [this](char **arg) { call.threads = number(arg[0]); }},
+  };
+}
+
+void PairKqeq::read_fragments(const std::string &kind)
+{
+  if (kind != "molecule") refuse("keyword `fragments` must be followed by `molecule`, got `" + kind + "`");
+  call.by_molecule = 1;
+}
+
+void PairKqeq::forget_settings()
+{
+  given.clear();
+  call.charges = nullptr;
+  call.by_molecule = 0;
+  call.charge = 0.0;
+  std::fill(field, field + 3, FieldPart{"", 0.0, -1});
+  call.accuracy = call.tolerance = call.threads = std::numeric_limits<double>::quiet_NaN();
+  // a pair_coeff has to follow: it is there that they reach the potential
+  for (int i = 1; allocated && i <= atom->ntypes; i++) std::fill(setflag[i], setflag[i] + atom->ntypes + 1, 0);
 }
 
 void PairKqeq::settings(int narg, char **arg)
 {
-  if (comm->nprocs > 1)
-    refuse("runs on one MPI rank in this version, got " + std::to_string(comm->nprocs) + " ranks");
-  call.charge = 0.0;
-  call.accuracy = call.tolerance = call.threads = std::numeric_limits<double>::quiet_NaN();
-  std::fill(call.field, call.field + 3, 0.0);
-  struct Keyword {
-    double *values;
-    int count;
-  };
-  const std::map<std::string, Keyword> keywords = {
-      {"charge", {&call.charge, 1}},
-      {"field", {call.field, 3}},
-      {"accuracy", {&call.accuracy, 1}},
-      {"tolerance", {&call.tolerance, 1}},
-      {"threads", {&call.threads, 1}},
-  };
-  std::set<std::string> seen;
+  forget_settings();
+  const std::vector<Keyword> all = keywords();
   int iarg = 0;
   while (iarg < narg) {
-    const std::string keyword = arg[iarg];
-    const auto found = keywords.find(keyword);
-    if (found == keywords.end())
-      refuse("unknown keyword `" + keyword +
-             "`, the keywords are: charge Q, field Ex Ey Ez, accuracy A, tolerance T, threads N");
-    if (!seen.insert(keyword).second) refuse("keyword `" + keyword + "` is given twice");
-    const Keyword read = found->second;
-    read_numbers(arg[iarg], iarg, narg, arg, read.count, read.values);
-    iarg += 1 + read.count;
+    const std::string name = arg[iarg++];
+    const auto found = std::find_if(all.begin(), all.end(), [&](const Keyword &word) { return name == word.name; });
+    if (found == all.end()) {
+      std::string known;
+      for (const Keyword &word : all) known += (known.empty() ? "" : ", ") + std::string(word.name) + " " + word.values;
+      refuse("unknown keyword `" + name + "`, the keywords are: " + known);
+    }
+    if (!given.insert(name).second) refuse("keyword `" + name + "` is given twice");
+    if (narg - iarg < found->count)
+      refuse("keyword `" + name + "` needs " + std::to_string(found->count) + " value(s), " + name + " " +
+             found->values + ", got " + std::to_string(narg - iarg));
+    found->read(arg + iarg);
+    iarg += found->count;
   }
   try {
     Python::start();
@@ -242,113 +352,362 @@ void PairKqeq::settings(int narg, char **arg)
   }
 }
 
-void PairKqeq::allocate()
+double PairKqeq::energy_unit()
 {
-  const int n = atom->ntypes + 1;
-  memory->create(setflag, n, n, "pair:setflag");
-  memory->create(cutsq, n, n, "pair:cutsq");
-  for (int i = 0; i < n; i++) std::fill(setflag[i], setflag[i] + n, 0);
-  allocated = 1;
+  if (strcmp(update->unit_style, "metal") == 0) return 1.0;
+  if (strcmp(update->unit_style, "real") == 0)
+    return utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL);
+  refuse(std::string("needs `units metal` or `units real`, got `units ") + update->unit_style + "`");
+}
+
+void PairKqeq::read_elements(int narg, char **arg)
+{
+  if (narg < 3)    // that it starts with * * is LAMMPS' own rule for one_coeff
+    refuse("the coefficients are: pair_coeff * * MODEL.kqeq ELEMENT ..., one element (or NULL) per atom type");
+  const int n = atom->ntypes;
+  if (narg - 3 != n)
+    refuse("pair_coeff needs one element (or NULL) per atom type: " + std::to_string(n) + " types, got " +
+           std::to_string(narg - 3) + " element(s)");
+  in_model.assign(n + 1, false);
+  for (int i = 1; i <= n; i++) in_model[i] = strcmp(arg[2 + i], "NULL") != 0;
+  if (std::count(in_model.begin(), in_model.end(), true) == 0)
+    refuse("pair_coeff must name an element for at least one atom type, got NULL for all");
+  call.model = arg[2];
+  call.elements = arg + 3;
+  call.n_types = n;
 }
 
 void PairKqeq::coeff(int narg, char **arg)
 {
-  if (!allocated) allocate();
-  if (narg < 3)    // that it starts with * * is LAMMPS' own rule for one_coeff
-    refuse("the coefficients are: pair_coeff * * MODEL.kqeq ELEMENT ..., one element per atom type");
-  if (narg - 3 != atom->ntypes)
-    refuse("pair_coeff needs one element per atom type: " + std::to_string(atom->ntypes) + " types, got " +
-           std::to_string(narg - 3) + " element(s)");
-  call.model = arg[2];
-  call.elements = arg + 3;
-  call.n_types = atom->ntypes;
+  read_elements(narg, arg);
+  if (call.by_molecule && !atom->molecule_flag)
+    refuse("`fragments molecule` needs atoms with molecule ids: use `atom_style full`");
+  call.energy_unit = energy_unit();
   describe_box();
-  ask(table.open);
-  const bool answers_nothing = !call.has_charges && (call.charge != 0.0 || call.field[0] != 0.0 ||
-                                                     call.field[1] != 0.0 || call.field[2] != 0.0);
-  if (answers_nothing)
+  open();
+  if (!call.has_charges && (given.count("charge") || given.count("field")))
     refuse(std::string(arg[2]) + " has no charges: remove the keywords `charge` and `field`");
   if (!call.has_charges)
     utils::logmesg(lmp, "pair_style kqeq: {} has no charges: short range only, atoms keep the charges they have\n", arg[2]);
-  for (int i = 1; i <= atom->ntypes; i++)
-    for (int j = i; j <= atom->ntypes; j++) setflag[i][j] = 1;
+  const int n = atom->ntypes;
+  if (!allocated) {
+    memory->create(setflag, n + 1, n + 1, "pair:setflag");
+    memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+    allocated = 1;
+  }
+  for (int i = 1; i <= n; i++)
+    for (int j = 1; j <= n; j++) setflag[i][j] = i <= j && in_model[i] && in_model[j];
 }
+
+// ---- the start of a run ----
 
 void PairKqeq::init_style()
 {
-  if (strcmp(update->unit_style, "metal") != 0)
-    refuse(std::string("needs `units metal`; `units ") + update->unit_style + "` is not available in this version");
+  refuse_what_is_ignored();
+  if (call.has_charges) refuse_what_counts_twice();
+  find_variables();
+  call.starts_run = 1;
+  // no neighbour list is requested: the core finds its own pairs among atoms and ghosts within the cutoff
+  describe_box();
+  describe_atoms();
+  if (fails(table.reach)) refuse_alone(call.message);
+}
+
+// what a script may ask for and would not get
+void PairKqeq::refuse_what_is_ignored()
+{
+  // comm_modify group leaves no other trace than this protected member
+  struct Borders : Comm {
+    static int group(Comm *comm) { return comm->*(&Borders::bordergroup); }
+  };
+  if (domain->dimension != 3) refuse("needs `dimension 3`");
+  if (!force->newton_pair) refuse("needs `newton on`");
+  if (comm->nprocs > 1 && !atom->tag_enable) refuse("needs atom ids on several ranks: remove `atom_modify id no`");
   if (force->pair_match("^hybrid$", 0))
     refuse("acts on all pairs of atoms: use `hybrid/overlay` instead of `hybrid`");
-  if (!call.has_charges) return;
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+    refuse("`neigh_modify exclude` is not available: all atoms interact");
+  if (Borders::group(comm)) refuse("`comm_modify group` is not available: all atoms interact");
+  if (domain->triclinic_general && given.count("field"))
+    refuse("`field` is along LAMMPS' own axes, which a general triclinic box turns: use a restricted triclinic box");
+  const auto is_one = [](double factor) { return factor == 1.0; };
+  const bool is_whole = std::all_of(force->special_lj + 1, force->special_lj + 4, is_one) &&
+      std::all_of(force->special_coul + 1, force->special_coul + 4, is_one);
+  if ((atom->nbonds > 0 || atom->molecular == Atom::TEMPLATE) && !is_whole && !warned_of_bonds) {
+    warned_of_bonds = true;
+    warn("special_bonds is not applied: all pairs of atoms interact; write `special_bonds lj/coul 1 1 1`");
+  }
+}
+
+// all electrostatics is in this pair style: what would add to it, or change charges that it doesn't know of
+void PairKqeq::refuse_what_counts_twice()
+{
   if (!atom->q_flag) refuse("needs atoms with charges: use `atom_style charge` (or full)");
-  // all electrostatics is in this pair style: what would count it twice, or move charges it does not know of, is refused
+  if (force->dielectric != 1.0) refuse("knows no `dielectric` but 1: the charges themselves screen fields");
   if (force->kspace) refuse("sums all electrostatics itself: remove `kspace_style`");
-  if (force->pair_match("kqeq", 1, 1) != force->pair_match("kqeq", 1, 2)) refuse("can stand only once in hybrid/overlay");
-  if (!modify->get_fix_by_style("^qeq").empty())
-    refuse("equilibrates the charges itself: remove `fix qeq/...`");
-  if (!modify->get_fix_by_style("^efield").empty())
-    refuse("answers a field only through its keyword `field Ex Ey Ez`: remove `fix efield`");
-  // no neighbour list is requested: the core finds its own pairs among the owned atoms of the single rank
+  if (force->pair_match("kqeq", 1, 1) != force->pair_match("kqeq", 1, 2))
+    refuse("can stand only once in hybrid/overlay");
+  for (const char *begin : {"^qeq", "^acks2", "^qtpie"})
+    refuse_fixes(begin, "equilibrates the charges itself, for a total charge with `pair_style kqeq charge Q`");
+  refuse_fixes("^efield",
+               "answers no other field than that of `pair_style kqeq field Ex Ey Ez` (V/Angstrom, or v_name)");
 }
 
-void PairKqeq::describe_atoms()
+void PairKqeq::refuse_fixes(const char *begin, const std::string &instead)
 {
-  const int n = atom->nlocal;
-  order.resize(n);
-  std::iota(order.begin(), order.end(), 0);
-  // LAMMPS re-sorts its atoms in space; by id the input is the same whatever it did
-  if (atom->tag_enable)
-    std::sort(order.begin(), order.end(), [tag = atom->tag](int i, int j) { return tag[i] < tag[j]; });
-  call.n_atoms = n;
-  call.order = order.data();
-  call.type = atom->type;
-  call.x = n ? atom->x[0] : nullptr;
-  call.f = n ? atom->f[0] : nullptr;
-  call.q = atom->q;
-  call.eatom = eflag_atom ? eatom : nullptr;
+  for (const Fix *fix : modify->get_fix_by_style(begin))
+    refuse(instead + ": remove `fix " + fix->id + " ... " + fix->style + "`");
 }
 
-void PairKqeq::describe_box()
+void PairKqeq::find_variables()
 {
-  const double rows[9] = {domain->xprd, 0.0, 0.0, domain->xy, domain->yprd, 0.0,
-                          domain->xz, domain->yz, domain->zprd};
-  std::copy(rows, rows + 9, call.cell);
-  std::copy(domain->periodicity, domain->periodicity + 3, call.periodic);
+  for (FieldPart &part : field) {
+    if (part.variable.empty()) continue;
+    part.index = input->variable->find(part.variable.c_str());
+    if (part.index < 0) refuse("variable `" + part.variable + "` of `field` does not exist");
+    if (!input->variable->equalstyle(part.index))
+      refuse("variable `" + part.variable + "` of `field` must be of equal style");
+  }
 }
+
+// ---- a step ----
 
 void PairKqeq::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
   if (vflag_atom || cvflag_atom)
     refuse("stress per atom is not available (compute stress/atom, heat/flux and the like)");
-  if (neighbor->exclude) refuse("`neigh_modify exclude` is not available: all atoms interact");
-  describe_atoms();
+  describe_field();
   describe_box();
+  describe_atoms();
+  describe_ghosts();
   call.want_virial = vflag_global != 0;
-  ask(table.compute);
-  if (eflag_global) eng_vdwl += call.energy;
-  if (vflag_global)
-    for (int k = 0; k < 6; k++) virial[k] += call.virial[k];
-  if (call.has_charges) comm->forward_comm(this);
+  if (born_flag) make_room_for_born_charges();
+  call.born = born_flag && atom->nlocal ? born[0] : nullptr;
+  if (fails(table.compute)) refuse_alone(call.message);
+  tally();
+  if (call.has_charges) call.forward(this, atom->q, 1);
+  call.starts_run = 0;
 }
 
-void PairKqeq::ask(int (*function)(KqeqCall *))
+void PairKqeq::describe_field()
+{
+  const bool varies = std::any_of(field, field + 3, [](const FieldPart &part) { return !part.variable.empty(); });
+  if (varies) modify->clearstep_compute();
+  for (int a = 0; a < 3; a++) {
+    const FieldPart &part = field[a];
+    call.field[a] = part.variable.empty() ? part.value : input->variable->compute_equal(part.index);
+  }
+  if (varies) modify->addstep_compute(update->ntimestep + 1);    // of computes that the variables refer to
+}
+
+void PairKqeq::describe_box()
+{
+  const double vectors[9] = {domain->xprd, 0.0, 0.0, domain->xy, domain->yprd, 0.0,
+                             domain->xz, domain->yz, domain->zprd};
+  std::copy(vectors, vectors + 9, call.cell);
+  std::copy(domain->periodicity, domain->periodicity + 3, call.periodic);
+}
+
+void PairKqeq::describe_atoms()
+{
+  rows.clear();
+  for (int i = 0; i < atom->nlocal; i++)
+    if (in_model[atom->type[i]]) rows.push_back(i);
+  // LAMMPS re-sorts its atoms in space; by id the input of one rank is the same whatever it did
+  if (atom->tag_enable && comm->nprocs == 1)
+    std::sort(rows.begin(), rows.end(), [tag = atom->tag](int i, int j) { return tag[i] < tag[j]; });
+  const size_t n = rows.size();
+  type.resize(n);
+  unwrapped.resize(3 * n);
+  molecule.resize(call.by_molecule ? n : 0);
+  for (size_t k = 0; k < n; k++) {
+    type[k] = atom->type[rows[k]];
+    unwrap(rows[k], &unwrapped[3 * k]);
+    if (call.by_molecule) molecule[k] = atom->molecule[rows[k]];
+  }
+  call.n_atoms = static_cast<int>(n);
+  call.n_local = atom->nlocal;
+  call.ranks = comm->nprocs;
+  call.type = type.data();
+  call.unwrapped = unwrapped.data();
+  call.f = atom->nlocal ? atom->f[0] : nullptr;
+  call.q = atom->q;
+  call.eatom = eflag_atom ? eatom : nullptr;
+  name_atoms();
+  count_atoms();
+}
+
+// one rank has images of its own instead
+void PairKqeq::describe_ghosts()
+{
+  call.n_lammps = atom->nlocal + atom->nghost;
+  if (call.ranks > 1) {
+    for (int i = atom->nlocal; i < call.n_lammps; i++)
+      if (in_model[atom->type[i]]) rows.push_back(i);
+    x.clear();
+    for (int i : rows) x.insert(x.end(), atom->x[i], atom->x[i] + 3);
+  }
+  name_atoms();
+  call.x = x.data();
+  call.reach = std::max(neighbor->cutneighmax, comm->cutghostuser) - neighbor->skin;
+  call.renewed = call.starts_run || neighbor->ago == 0;
+}
+
+void PairKqeq::name_atoms()
+{
+  ids.resize(rows.size());
+  for (size_t k = 0; k < rows.size(); k++) ids[k] = atom->tag_enable ? atom->tag[rows[k]] : rows[k];
+  call.n_all = static_cast<int>(rows.size());
+  call.rows = rows.data();
+  call.ids = ids.data();
+}
+
+void PairKqeq::count_atoms()
+{
+  const bigint before = n_total, here = call.n_atoms;
+  MPI_Allreduce(&here, &n_total, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+  if (n_total == 0) refuse("no atoms are left: none was created, or all were lost (a time step too long?)");
+  const bool changed = !call.starts_run && n_total != before;
+  if (changed && !warned_of_number) {
+    warned_of_number = true;
+    warn("the number of atoms changed from " + std::to_string(before) + " to " + std::to_string(n_total) +
+         " during the run: the total charge stays as it was, on those that are there now");
+  }
+  call.molecule = call.by_molecule && (call.starts_run || changed) ? molecule.data() : nullptr;
+}
+
+// without the image flags, dipoles would jump where LAMMPS wraps an atom; along open axes the flags mean nothing
+void PairKqeq::unwrap(int i, double *out) const
+{
+  const imageint image = atom->image[i];
+  const imageint cells[3] = {(image & IMGMASK) - IMGMAX, (image >> IMGBITS & IMGMASK) - IMGMAX,
+                             (image >> IMG2BITS) - IMGMAX};
+  std::copy(atom->x[i], atom->x[i] + 3, out);
+  for (int a = 0; a < 3; a++)
+    for (int b = 0; b < 3; b++)
+      if (call.periodic[a]) out[b] += static_cast<double>(cells[a]) * call.cell[3 * a + b];
+}
+
+void PairKqeq::make_room_for_born_charges()
+{
+  if (atom->nmax > born_rows) {
+    born_rows = atom->nmax;
+    memory->destroy(born);
+    memory->create(born, born_rows, 9, "pair:born");
+  }
+  if (atom->nlocal) std::fill(born[0], born[0] + 9 * atom->nlocal, 0.0);    // of types that the model leaves out
+}
+
+// LAMMPS adds up the ranks, and each of them has the result of all
+void PairKqeq::tally()
+{
+  if (comm->me) {
+    std::fill(call.parts, call.parts + 7, 0.0);
+    return;
+  }
+  if (eflag_global) {
+    eng_vdwl += call.parts[0];
+    eng_coul += call.parts[1] + call.parts[2];
+  }
+  if (vflag_global)
+    for (int k = 0; k < 6; k++) virial[k] += call.virial[k];
+}
+
+// errors are thrown here, in C++ frames: exceptions cannot cross Python's
+bool PairKqeq::fails(int (*function)(KqeqCall *))
 {
   const bool failed = function(&call) != 0;
-  if (call.warning[0]) error->warning(FLERR, std::string("pair_style kqeq: ") + call.warning);
-  if (failed) refuse(call.message);    // thrown here, in a C++ frame: exceptions cannot cross Python's
+  if (call.warning[0]) warn(call.warning);
+  return failed;
+}
+
+void PairKqeq::open()
+{
+  const int failed = fails(table.open);
+  int all_failed = 0;
+  MPI_Allreduce(&failed, &all_failed, 1, MPI_INT, MPI_MIN, world);
+  if (all_failed) refuse(call.message);
+  if (failed) refuse_alone(call.message);    // a file that one machine does not have
+}
+
+// ---- what other commands ask of a pair style: fix pair ----
+
+void *PairKqeq::extract(const char *name, int &dimension)
+{
+  dimension = 0;
+  return strcmp(name, "born_charges_flag") == 0 ? &born_flag : nullptr;
+}
+
+void *PairKqeq::extract_peratom(const char *name, int &columns)
+{
+  if (strcmp(name, "born_charges") != 0) return nullptr;
+  columns = 9;
+  return call.born ? born : nullptr;    // null: they were not computed in this step
+}
+
+// ---- communication: values of owners to their ghosts, what ghosts have gathered to their owners, sums of all ranks ----
+
+// A blocking call would keep its core busy while it waits; where ranks share cores, others need it to come to an end.
+void await(MPI_Request request)
+{
+  for (int done = 0; !done;) {
+    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (!done) sched_yield();
+  }
+}
+
+void PairKqeq::offer_communication()
+{
+  call.forward = [](void *pair, double *values, int width) {
+    auto *self = static_cast<PairKqeq *>(pair);
+    self->values = values;
+    self->width = width;
+    self->comm->forward_comm(self, width);
+  };
+  call.reverse = [](void *pair, double *values, int width) {
+    auto *self = static_cast<PairKqeq *>(pair);
+    self->values = values;
+    self->width = width;
+    self->comm->reverse_comm(self, width);
+  };
+  call.add = [](void *pair, double *values, int n) {
+    MPI_Request sum;
+    MPI_Iallreduce(MPI_IN_PLACE, values, n, MPI_DOUBLE, MPI_SUM, static_cast<PairKqeq *>(pair)->world, &sum);
+    await(sum);
+  };
+  call.gather = [](void *pair, const double *values, int n, double *all) {
+    auto *self = static_cast<PairKqeq *>(pair);
+    std::vector<int> counts(self->comm->nprocs), starts(self->comm->nprocs, 0);
+    MPI_Allgather(&n, 1, MPI_INT, counts.data(), 1, MPI_INT, self->world);
+    std::partial_sum(counts.begin(), counts.end() - 1, starts.begin() + 1);
+    MPI_Request rows;
+    MPI_Iallgatherv(values, n, MPI_DOUBLE, all, counts.data(), starts.data(), MPI_DOUBLE, self->world, &rows);
+    await(rows);
+  };
 }
 
 int PairKqeq::pack_forward_comm(int n, int *list, double *buffer, int, int *)
 {
-  for (int k = 0; k < n; k++) buffer[k] = atom->q[list[k]];
-  return n;
+  for (int k = 0; k < n; k++) buffer = std::copy_n(values + list[k] * width, width, buffer);
+  return n * width;
 }
 
 void PairKqeq::unpack_forward_comm(int n, int first, double *buffer)
 {
-  std::copy(buffer, buffer + n, atom->q + first);
+  std::copy_n(buffer, n * width, values + first * width);
+}
+
+int PairKqeq::pack_reverse_comm(int n, int first, double *buffer)
+{
+  std::copy_n(values + first * width, n * width, buffer);
+  return n * width;
+}
+
+void PairKqeq::unpack_reverse_comm(int n, int *list, double *buffer)
+{
+  for (int k = 0; k < n; k++)
+    for (int c = 0; c < width; c++) values[list[k] * width + c] += *buffer++;
 }
 
 Pair *create(LAMMPS *lmp) { return new PairKqeq(lmp); }

@@ -272,3 +272,60 @@ def test_benchmark_of_the_whole_step(tmp_path: Path) -> None:
     assert sum(shares.values()) == pytest.approx(1.0)
     assert all(share > 0.01 for name, share in shares.items() if name != "rest")
     assert -1e-9 < shares["rest"] < 0.2
+
+
+# ---------------------------------------------------------------- benchmark of LAMMPS
+
+
+def test_ranks_of_the_lammps_benchmark_obey_and_fail_together(tmp_path: Path) -> None:
+    """Two ranks share the atoms; a wrong command on one or on all ends both with LAMMPS' own message."""
+    from contextlib import closing
+
+    from kqeq_md.errors import KqeqError
+    from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks
+
+    gas = """
+atom_style charge
+lattice sc 3.0
+region box block 0 6 0 6 0 6
+create_box 1 box
+create_atoms 1 box
+mass 1 40.0
+pair_style lj/cut 6.0
+pair_coeff 1 1 0.01 2.5
+run 0 post no
+"""
+    with closing(Ranks(2, tmp_path)) as ranks:
+        ranks("open", "gas", gas)
+        assert sorted(ranks("atoms", "gas"))[0][0] == 108  # 6^3 atoms on two ranks
+        seconds = ranks.first("run", "gas", 20)
+        # each is printed with five digits
+        assert sum(seconds[name] for name in SECTIONS) == pytest.approx(seconds["Loop"], rel=1e-3)
+        assert ranks.first("forces", "gas").shape == (216, 3)
+        with pytest.raises(KqeqError, match="a rank has failed in `command`: .*Unknown command: no_such_command"):
+            ranks("command", "gas", "no_such_command")
+
+
+def test_traffic_of_the_lammps_benchmark() -> None:
+    """Calls are told apart by what they carry; the bytes are those of a count by hand for one and for many ranks."""
+    from kqeq_md.examples.benchmark_ranks import Traffic, counted, exchanged, grown
+    from kqeq_md.lammps_plugin.halo import LammpsHalo
+
+    def nothing(*_: object) -> None:
+        """Of the C++ side."""
+
+    halo = LammpsHalo(np.arange(5), 3, 5, nothing, nothing, nothing, nothing)
+    before = LammpsHalo.forward
+    with counted(LammpsHalo) as calls:
+        halo.forward(np.zeros(3))
+        halo.forward(np.zeros(3))
+        halo.reverse(np.zeros((5, 3)))
+        halo.sum(np.zeros((4, 4, 4)))
+    assert {kind: len(seconds) for kind, seconds in calls.items()} == {
+        ("forward", 1): 2, ("reverse", 3): 1, ("sum", 64): 1,
+    }  # fmt: skip
+    assert LammpsHalo.forward is before
+    rows = [Traffic("forward", 1, 2.0, 0.0), Traffic("reverse", 3, 1.0, 0.0), Traffic("sum", 1000, 1.0, 0.0)]
+    assert exchanged(rows, 10, 1) == (8.0 * 10 * (2 + 3), 18.0)
+    assert exchanged(rows, 10, 4) == (400.0 + 2 * 0.75 * 8000.0, 18.0 + 4.0)
+    assert [row.doubles for row in grown(rows, 500.0)] == [1, 3, 500_000]
