@@ -21,9 +21,8 @@ PHYSICS = [
     *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
 ]
-CORE = [
-    path for path in sorted(PACKAGE.rglob("*.py")) if not {"train", "lammps_plugin", "ipi_driver", "examples"} & set(path.parts)
-]
+ABOVE = {"train", "lammps_plugin", "ipi_driver", "examples"}
+CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not ABOVE & set(path.parts)]
 TABLES = {"elements.py": {"ase.data"}}  # atomic numbers and symbols, and nothing else of ASE
 
 
