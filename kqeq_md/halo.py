@@ -9,6 +9,7 @@ or `gather`, and so is the same on all. The core knows no more of parallel runs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,18 @@ from kqeq_md.structure import Floats
 
 
 class Halo(Protocol):
-    """Communication between ranks."""
+    """Communication between ranks.
+
+    Attributes:
+        rank: which one this is, counted from 0.
+        size: how many there are.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
         """Values of owners, shape (n_local, ...), copied to their ghosts: shape (n_all, ...)."""
@@ -32,9 +44,16 @@ class Halo(Protocol):
     def gather(self, x_local: NDArray[np.float64]) -> NDArray[np.float64]:
         """The rows of all ranks, one rank after the other, the same on each; shape (n, ...)."""
 
+    def exchange(
+        self, pieces: Sequence[NDArray[np.float64]], shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.float64]]:
+        """What each rank has sent to this one, of the given shapes, for `pieces` to each rank."""
+
 
 class SerialHalo:
-    """One process that owns every atom: the four maps are the identity."""
+    """One process that owns every atom: all maps are the identity."""
+
+    rank, size = 0, 1
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
         return x_local
@@ -47,6 +66,11 @@ class SerialHalo:
 
     def gather(self, x_local: NDArray[np.float64]) -> NDArray[np.float64]:
         return x_local
+
+    def exchange(
+        self, pieces: Sequence[NDArray[np.float64]], shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.float64]]:
+        return list(pieces)
 
 
 SERIAL = SerialHalo()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import POINTER, c_double
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, c_double, c_int
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,22 @@ class LammpsHalo:
         rows: LAMMPS' rows of owned atoms and ghosts of the model, owned ones first, shape (n_all,).
         n_local: how many of them are owned.
         n_lammps: all atoms and ghosts of this rank that LAMMPS has.
+        rank: which one this is.
+        size: how many ranks there are.
         forward: fills the ghosts' rows of an array (n_lammps, width) from those of their owners.
         reverse: adds the ghosts' rows to those of their owners.
         add: replaces an array by its sum over all ranks.
         gather: (own values, their number, room for all): one rank after the other.
+        exchange: (values to all ranks, room for theirs, numbers of both, shape (2, size)).
     """
 
     def __init__(
-        self, rows: Ints, n_local: int, n_lammps: int,
-        forward: Exchange, reverse: Exchange, add: Exchange, gather: Callable[[Any, int, Any], Any],
+        self, rows: Ints, n_local: int, n_lammps: int, rank: int, size: int, forward: Exchange, reverse: Exchange,
+        add: Exchange, gather: Callable[[Any, int, Any], Any], exchange: Callable[[Any, Any, Any], Any],
     ) -> None:  # fmt: skip
         self._rows, self._n_local, self._n_lammps = rows, n_local, n_lammps
         self._forward, self._reverse, self._add, self._gather = forward, reverse, add, gather
+        self._exchange, self.rank, self.size = exchange, rank, size
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
         everywhere, width = self._room(x_local)
@@ -59,6 +63,16 @@ class LammpsHalo:
         out = np.empty(shape)
         self._gather(_address(own), own.size, _address(out))
         return out
+
+    def exchange(
+        self, pieces: Sequence[NDArray[np.float64]], shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.float64]]:
+        sent = np.concatenate([np.ravel(piece) for piece in pieces])
+        received = np.empty(sum(int(np.prod(shape)) for shape in shapes))
+        counts = np.array([[piece.size for piece in pieces], [np.prod(shape) for shape in shapes]], dtype=np.int32)
+        self._exchange(_address(sent), _address(received), counts.ctypes.data_as(POINTER(c_int)))
+        parts = np.split(received, np.cumsum(counts[1])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _room(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
         width = int(np.prod(values.shape[1:], dtype=int))

@@ -43,6 +43,7 @@ JUMP = 1.0
 
 
 Exchange = ctypes.CFUNCTYPE(None, c_void_p, POINTER(c_double), c_int)
+All = ctypes.CFUNCTYPE(None, c_void_p, POINTER(c_double), POINTER(c_double), POINTER(c_int))
 Gather = ctypes.CFUNCTYPE(None, c_void_p, POINTER(c_double), c_int, POINTER(c_double))
 
 
@@ -77,6 +78,7 @@ class Call(ctypes.Structure):
         ("n_local", c_int),
         ("n_lammps", c_int),
         ("periodic", c_int * 3),
+        ("rank", c_int),
         ("ranks", c_int),
         ("renewed", c_int),
         ("by_molecule", c_int),
@@ -93,6 +95,7 @@ class Call(ctypes.Structure):
         ("reverse", Exchange),
         ("add", Exchange),
         ("gather", Gather),
+        ("exchange", All),
     )
 
 
@@ -278,9 +281,9 @@ def _halo(call: Call) -> Halo:
     if call.ranks == 1:
         return SERIAL
     rows = np.array(_array(call.rows, call.n_all), dtype=np.int64)
-    return LammpsHalo(rows, call.n_atoms, call.n_lammps, *(partial(f, call.pair) for f in (
-        call.forward, call.reverse, call.add, call.gather,
-    )))  # fmt: skip
+    functions = (call.forward, call.reverse, call.add, call.gather, call.exchange)
+    bound: list[Any] = [partial(function, call.pair) for function in functions]
+    return LammpsHalo(rows, call.n_atoms, call.n_lammps, call.rank, call.ranks, *bound)
 
 
 def _array(pointer: Any, *shape: int) -> NDArray[Any]:

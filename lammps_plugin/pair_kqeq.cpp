@@ -23,6 +23,7 @@
 
 #include <dlfcn.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <clocale>
@@ -60,7 +61,8 @@ struct KqeqCall {
   double *f, *q, *eatom;          // LAMMPS' arrays of n_local atoms; eatom is null when not wanted
   double *born;                   // (n_local, 9), e; null when not wanted
   int n_types, n_atoms, n_all, n_local, n_lammps, periodic[3];
-  int ranks, renewed;  // of MPI; whether they have other atoms than in the step before
+  int rank, ranks;     // of MPI
+  int renewed;         // whether ranks have other atoms than in the step before
   int by_molecule;     // fragments are molecule ids
   int starts_run;      // the first step of a run
   int want_virial;
@@ -75,6 +77,8 @@ struct KqeqCall {
   void (*reverse)(void *pair, double *values, int width);    // ghosts' rows added to their owners'
   void (*add)(void *pair, double *values, int n);            // the sum over all ranks in their place
   void (*gather)(void *pair, const double *values, int n, double *all);    // of all ranks, one after the other
+  // a piece to each rank and one from each; counts: of the doubles sent to all ranks, then of those that they send
+  void (*exchange)(void *pair, const double *sent, double *received, const int *counts);
 };
 
 struct KqeqTable {
@@ -232,8 +236,12 @@ class PairKqeq : public Pair {
   [[noreturn]] void refuse_alone(const std::string &why)
   {
     // other ranks may be waiting for this one in the middle of a sum: only error->one ends them
-    if (comm->nprocs > 1) error->one(FLERR, "pair_style kqeq: " + why);
-    refuse(why);
+    if (comm->nprocs == 1) refuse(why);
+    // what LAMMPS prints may be lost when MPI ends all at once: mpirun gets this line, and time to pass it on
+    fprintf(stderr, "ERROR on proc %d: pair_style kqeq: %s\n", comm->me, why.c_str());
+    fflush(stderr);
+    usleep(200000);
+    error->one(FLERR, "pair_style kqeq: " + why);
   }
   void warn(const std::string &why)
   {
@@ -528,6 +536,7 @@ void PairKqeq::describe_atoms()
   }
   call.n_atoms = static_cast<int>(n);
   call.n_local = atom->nlocal;
+  call.rank = comm->me;
   call.ranks = comm->nprocs;
   call.type = type.data();
   call.unwrapped = unwrapped.data();
@@ -657,6 +666,14 @@ void await(MPI_Request request)
   }
 }
 
+// where the values of each rank begin
+std::vector<int> starts_of(const int *counts, int ranks)
+{
+  std::vector<int> starts(ranks, 0);
+  std::partial_sum(counts, counts + ranks - 1, starts.begin() + 1);
+  return starts;
+}
+
 void PairKqeq::offer_communication()
 {
   call.forward = [](void *pair, double *values, int width) {
@@ -678,12 +695,21 @@ void PairKqeq::offer_communication()
   };
   call.gather = [](void *pair, const double *values, int n, double *all) {
     auto *self = static_cast<PairKqeq *>(pair);
-    std::vector<int> counts(self->comm->nprocs), starts(self->comm->nprocs, 0);
+    std::vector<int> counts(self->comm->nprocs);
     MPI_Allgather(&n, 1, MPI_INT, counts.data(), 1, MPI_INT, self->world);
-    std::partial_sum(counts.begin(), counts.end() - 1, starts.begin() + 1);
+    const std::vector<int> starts = starts_of(counts.data(), self->comm->nprocs);
     MPI_Request rows;
     MPI_Iallgatherv(values, n, MPI_DOUBLE, all, counts.data(), starts.data(), MPI_DOUBLE, self->world, &rows);
     await(rows);
+  };
+  call.exchange = [](void *pair, const double *sent, double *received, const int *counts) {
+    auto *self = static_cast<PairKqeq *>(pair);
+    const int ranks = self->comm->nprocs;
+    const std::vector<int> there = starts_of(counts, ranks), here = starts_of(counts + ranks, ranks);
+    MPI_Request pieces;
+    MPI_Ialltoallv(sent, counts, there.data(), MPI_DOUBLE, received, counts + ranks, here.data(), MPI_DOUBLE, self->world,
+                   &pieces);
+    await(pieces);
   };
 }
 

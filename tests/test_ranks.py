@@ -87,6 +87,16 @@ class SharedHalo:
     def gather(self, x_local: np.ndarray) -> np.ndarray:
         return np.concatenate(self.world.everybody(self.rank, np.array(x_local)))
 
+    def exchange(self, pieces: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        sent = self.world.everybody(self.rank, [np.array(piece) for piece in pieces])
+        received = [row[self.rank] for row in sent]
+        assert [piece.shape for piece in received] == [tuple(shape) for shape in shapes]
+        return received
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
 
 def images(structure: Structure, helpers: Any) -> tuple[np.ndarray, np.ndarray]:
     """Atom and position of every image that may be a ghost of anybody, the atoms themselves included."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.free_space import FreeConvolution
 from kqeq_md.electrostatics.lattice import greedy_reduction
-from kqeq_md.electrostatics.mesh import Convolution, MeshPoints, ParticleMesh, PeriodicConvolution
+from kqeq_md.electrostatics.mesh import Convolution, ParticleMesh, PeriodicConvolution
 from kqeq_md.electrostatics.mesh_coulomb import MeshCoulomb
+from kqeq_md.electrostatics.mesh_layout import MeshPoints, edges
 from kqeq_md.electrostatics.pair_table import PairTable, pair_table
 from kqeq_md.electrostatics.plan import FINEST, ROUGH_WINDOW, Plan, plan_mesh
 from kqeq_md.electrostatics.real_space import RealSpace
@@ -224,36 +225,45 @@ class Electrostatics:
         convolution: Convolution
         if structure.boundary == "open":
             spacing = window.coarseness / splitting
-            convolution = self._free(points, spacing, splitting, reach, window, threads)
+            rows = _rows(2 * points[1], halo)
+            convolution = self._free(points, spacing, splitting, reach, window, threads, rows)
             # mesh points stay where they are in space while atoms move
             origin: Floats = spacing * np.floor(extent(positions, halo)[0] / spacing)
             mesh_cell = np.diag(np.multiply(spacing, points))
         else:
-            convolution = self._periodic(cell.tobytes(), splitting, window, points, threads)
+            rows = _rows(points[1], halo)
+            convolution = self._periodic(cell.tobytes(), splitting, window, points, threads, rows)
             origin, mesh_cell = np.zeros(3), cell
-        mesh = ParticleMesh(window, points, convolution, threads, halo)
+        mesh = ParticleMesh(window, points, convolution, threads)
         inverse = np.linalg.inv(mesh_cell)
-        fractional: Floats = ((positions - origin) @ inverse) % 1.0
-        mesh.set(fractional, inverse)
+        mesh.set((positions - origin) @ inverse, inverse, halo)
         return mesh
 
     def _make_table(self, splitting: float, cutoff: float, accuracy: float) -> PairTable:
         return pair_table(self.gaussian_width, splitting, cutoff, accuracy)
 
     def _make_periodic(
-        self, cell: bytes, splitting: float, window: Window, points: MeshPoints, threads: int
-    ) -> PeriodicConvolution:
-        return PeriodicConvolution(np.frombuffer(cell).reshape(3, 3), splitting, window, points, threads)
+        self, cell: bytes, splitting: float, window: Window, points: MeshPoints, threads: int,
+        rows: tuple[int, int],
+    ) -> PeriodicConvolution:  # fmt: skip
+        return PeriodicConvolution(np.frombuffer(cell).reshape(3, 3), splitting, window, points, threads, rows)
 
     def _make_free(
-        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int
-    ) -> FreeConvolution:
-        return FreeConvolution(points, spacing, splitting, reach, window, threads)
+        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int,
+        rows: tuple[int, int],
+    ) -> FreeConvolution:  # fmt: skip
+        return FreeConvolution(points, spacing, splitting, reach, window, threads, rows)
 
 
 def _count(structure: Structure, halo: Halo) -> int:
     """Atoms of all ranks."""
     return int(total(len(structure), halo))
+
+
+def _rows(n_waves: int, halo: Halo) -> tuple[int, int]:
+    """Waves along y of this rank, from the first to before the last."""
+    shares = edges(n_waves, halo.size)
+    return shares[halo.rank], shares[halo.rank + 1]
 
 
 def _lengths(positions: Floats, halo: Halo) -> Floats:

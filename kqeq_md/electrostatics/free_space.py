@@ -20,7 +20,7 @@ from math import ceil, pi
 import numpy as np
 from scipy import fft
 
-from kqeq_md.electrostatics.mesh import MeshPoints
+from kqeq_md.electrostatics.mesh_layout import MeshLayout, MeshPoints
 from kqeq_md.electrostatics.window import Window, transform
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
@@ -36,25 +36,28 @@ class FreeConvolution:
         reach: distance behind which erfc(alpha r) is zero to the accuracy, Angstrom.
         window: what spreads the charges.
         threads: of the Fourier transforms.
+        rows: waves along y that this process has, from the first to before the last of 2 n_y; None for all.
     """
 
     def __init__(
-        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int
-    ) -> None:
+        self, points: MeshPoints, spacing: float, splitting: float, reach: float, window: Window, threads: int,
+        rows: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         self.points, self.threads = points, threads
         kernel = _kernel(points, spacing, splitting, reach, window, threads)
         octant = fft.dctn(kernel, type=1, workers=threads) / (8.0 * np.prod(points))
-        rows, columns = (np.minimum(np.arange(2 * n), 2 * n - np.arange(2 * n)) for n in points[:2])
-        self._influence = octant[rows][:, columns]
+        x, y = (np.minimum(np.arange(2 * n), 2 * n - np.arange(2 * n)) for n in points[:2])
+        self._influence = octant[x][:, y if rows is None else y[slice(*rows)]]
 
-    def apply(self, mesh: Floats) -> Floats:
+    def apply(self, planes: Floats, layout: MeshLayout) -> Floats:
         """Transforms along one axis after the other leave out what is zero before and unused after."""
         nx, ny, nz = self.points
-        spectrum = fft.rfft(mesh, 2 * nz, axis=2, workers=self.threads)
+        spectrum = fft.rfft(planes, 2 * nz, axis=2, workers=self.threads)
         spectrum = fft.fft(spectrum, 2 * ny, axis=1, workers=self.threads)
-        spectrum = fft.fft(spectrum, 2 * nx, axis=0, workers=self.threads)
+        spectrum = fft.fft(layout.columns(spectrum), 2 * nx, axis=0, workers=self.threads)
         spectrum *= self._influence
         spectrum = fft.ifft(spectrum, axis=0, norm="forward", workers=self.threads, overwrite_x=True)[:nx]
+        spectrum = layout.planes(spectrum, 2 * ny)
         spectrum = fft.ifft(spectrum, axis=1, norm="forward", workers=self.threads)[:, :ny]
         out: Floats = fft.irfft(spectrum, 2 * nz, axis=2, norm="forward", workers=self.threads)[:, :, :nz]
         return out

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from kqeq_md.electrostatics.mesh_kernels import mesh_kernels
+from kqeq_md.electrostatics.mesh_layout import MeshLayout, MeshPoints, SharedMesh, Waves, WholeMesh
 from kqeq_md.electrostatics.window import Window, transform
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.jit import compiled
@@ -28,14 +29,12 @@ from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel
 from kqeq_md.units import COULOMB_CONSTANT
 
-MeshPoints = tuple[int, int, int]
-
 
 class Convolution(Protocol):
     """What turns charges on mesh points into potentials there."""
 
-    def apply(self, mesh: Floats) -> Floats:
-        """Potential, V, from charges, e; both of shape (n_x, n_y, n_z)."""
+    def apply(self, planes: Floats, layout: MeshLayout) -> Floats:
+        """Potential, V, from charges, e, both on the planes of this process, shape (n_x here, n_y, n_z)."""
 
 
 class ParticleMesh:
@@ -46,107 +45,133 @@ class ParticleMesh:
         points: mesh points along the three cell vectors, none fewer than the window's support.
         convolution: from charges to potentials on the mesh.
         threads: how many work at once.
-        halo: how the charges of all ranks come together on the mesh, the whole of which each of them holds.
     """
 
-    def __init__(
-        self, window: Window, points: MeshPoints, convolution: Convolution, threads: int, halo: Halo = SERIAL
-    ) -> None:
+    layout: MeshLayout
+
+    def __init__(self, window: Window, points: MeshPoints, convolution: Convolution, threads: int) -> None:
         self.window, self.points, self.convolution, self.threads = window, points, convolution, threads
-        self._halo = halo
         self._kernels = mesh_kernels(window.support)
 
-    def set(self, fractional: Floats, inverse_cell: Floats) -> None:
-        """Weights of atoms at fractional coordinates in [0, 1), shape (n, 3)."""
-        n = len(fractional)
-        self._fractional, self._inverse_cell = fractional, inverse_cell
+    def set(self, fractional: Floats, inverse_cell: Floats, halo: Halo = SERIAL) -> None:
+        """Weights of atoms at fractional coordinates, shape (n, 3).
+
+        Args:
+            fractional: of any image of each atom in one process; of owned atoms beside each other on several ranks.
+            inverse_cell: 1/Angstrom, shape (3, 3).
+            halo: of the ranks.
+        """
+        support, n = self.window.support, len(fractional)
+        if halo.size == 1:
+            self.layout = WholeMesh(self.points, support, fractional)
+        else:
+            self.layout = SharedMesh(self.points, support, fractional, halo)
+        self._inverse_cell = inverse_cell
         self._base = np.empty((n, 3), dtype=np.int32)
-        self._weight = np.empty((n, 3, self.window.support))
+        self._weight = np.empty((n, 3, support))
         edges = [n * block // self.threads for block in range(self.threads + 1)]
         self._blocks = [(a, b) for a, b in pairwise(edges) if b > a] or [(0, 0)]
-        points = np.array(self.points)
         in_parallel(
             lambda rows: self._kernels.weigh(
-                *rows, fractional, self.window.shape, points, self._base, self._weight
+                *rows, self.layout.coordinates, self.window.shape, self.layout.last, self._base, self._weight
             ),
             self._blocks,
         )  # fmt: skip
 
     def apply(self, charges: Floats) -> Floats:
         """K q, eV/e, shape (n,)."""
-        padded, out = self._padded(self.convolution.apply(self.spread(charges))), np.empty(len(charges))
-        in_parallel(lambda rows: self._kernels.interpolate(*rows, self._base, self._weight, padded, out), self._blocks)
+        potential, out = self.potential(charges), np.empty(len(charges))
+        in_parallel(
+            lambda rows: self._kernels.interpolate(*rows, self._base, self._weight, potential, out), self._blocks
+        )
         return out
 
+    def potential(self, charges: Floats) -> Floats:
+        """Potential of the charges on the points of the layout, V."""
+        return self.layout.hand_out(self.convolution.apply(self.spread(charges), self.layout))
+
     def spread(self, charges: Floats) -> Floats:
-        """Charges on the mesh, e, shape (n_x, n_y, n_z)."""
-        nx, ny, nz = self.points
+        """Charges on the planes of this process, e, shape (n_x here, n_y, n_z)."""
 
         def one(rows: tuple[int, int]) -> Floats:
-            mesh = np.zeros((nx, ny, nz + self.window.support))
+            mesh = np.zeros(self.layout.shape)
             self._kernels.spread(*rows, self._base, self._weight, charges, mesh)
             return mesh
 
         parts = in_parallel(one, self._blocks)
         for part in parts[1:]:
             parts[0] += part
-        mesh = parts[0]
-        mesh[:, :, : self.window.support] += mesh[:, :, nz:]
-        return self._halo.sum(mesh[:, :, :nz])
+        return self.layout.collect(parts[0])
 
     def field(self, potential: Floats) -> Floats:
-        """Field at the atoms, V/Angstrom, shape (n, 3), of a potential on the mesh."""
-        padded, slope = self._padded(potential), np.empty_like(self._fractional)
+        """Field at the atoms, V/Angstrom, shape (n, 3), of a potential on the points of the layout."""
+        coordinates = self.layout.coordinates
+        slope = np.empty_like(coordinates)
         in_parallel(
             lambda rows: self._kernels.differentiate(
-                *rows, self._fractional, self._base, self._weight, self.window.shape, padded, slope
+                *rows, coordinates, self._base, self._weight, self.window.shape, potential, slope
             ),
             self._blocks,
         )
         field: Floats = -(slope * np.array(self.points)) @ self._inverse_cell.T
         return field
 
-    def _padded(self, potential: Floats) -> Floats:
-        """The mesh with its first points along z once more behind its last ones."""
-        return np.concatenate([potential, potential[:, :, : self.window.support]], axis=2)
-
 
 class PeriodicConvolution:
-    """G / w^^2 on the waves of a periodic cell."""
+    """G / w^^2 on the waves of a periodic cell.
 
-    def __init__(self, cell: Floats, splitting: float, window: Window, points: MeshPoints, threads: int) -> None:
+    Args:
+        cell: Angstrom, shape (3, 3).
+        splitting: alpha, 1/Angstrom.
+        window: what spreads the charges.
+        points: of the mesh along the cell vectors.
+        threads: of the Fourier transforms.
+        rows: waves along y that this process has, from the first to before the last; None for all.
+    """
+
+    def __init__(
+        self, cell: Floats, splitting: float, window: Window, points: MeshPoints, threads: int,
+        rows: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         self.points, self.threads, self.splitting = points, threads, splitting
         nx, ny, nz = points
-        self._waves = tuple(2.0 * pi * np.rint(m) for m in (
-            np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.arange(nz // 2 + 1.0),
-        ))  # fmt: skip
-        self._inverse = np.linalg.inv(cell)
-        damping = []
+        frequencies = [np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.arange(nz // 2 + 1.0)]
+        self._waves, damping = [2.0 * pi * np.rint(m) for m in frequencies], []
         for wave, n in zip(self._waves, points, strict=True):
             damped = transform(window.support, window.shape, wave / n) ** 2
             # +k and -k are one wave there: leaving it out, far behind the cutoff, keeps K symmetric in skewed cells
             damped[np.isclose(np.abs(wave), pi * n)] = np.inf
             damping.append(damped)
+        if rows is not None:
+            self._waves[1], damping[1] = (values[slice(*rows)] for values in (self._waves[1], damping[1]))
+        self._inverse = np.linalg.inv(cell)
         prefactor = 4.0 * pi * COULOMB_CONSTANT / float(abs(np.linalg.det(cell)))
         self._influence = periodic_influence(*self._waves, *damping, self._inverse, splitting, prefactor)
 
-    def apply(self, mesh: Floats) -> Floats:
-        return self._potential(self._transform(mesh))
+    def apply(self, planes: Floats, layout: MeshLayout) -> Floats:
+        return self._potential(self._spectrum(planes, layout), layout)
 
-    def potential_and_strain(self, mesh: Floats) -> tuple[Floats, Floats]:
-        """What `apply` gives, and d(1/2 q.K q)/d(strain) at fixed fractional coordinates, eV, shape (3, 3)."""
-        spectrum = self._transform(mesh)
+    def potential_and_strain(self, planes: Floats, layout: MeshLayout) -> tuple[Floats, Floats]:
+        """What `apply` gives, and d(1/2 q.K q)/d(strain) of the waves of this process at fixed fractional coordinates,
+        eV, shape (3, 3)."""
+        spectrum = self._spectrum(planes, layout)
         strain = spectrum_strain(*self._waves, self._inverse, self.splitting, self.points[2], self._influence, spectrum)
-        return self._potential(spectrum), strain
+        return self._potential(spectrum, layout), strain
 
-    def _transform(self, mesh: Floats) -> NDArray[np.complex128]:
-        out: NDArray[np.complex128] = fft.rfftn(mesh, workers=self.threads)
+    def _spectrum(self, planes: Floats, layout: MeshLayout) -> Waves:
+        """S(k), shape (n_x, rows of waves along y, n_z // 2 + 1)."""
+        in_planes = fft.rfft2(planes, axes=(1, 2), workers=self.threads)
+        out: Waves = fft.fft(layout.columns(in_planes), axis=0, workers=self.threads, overwrite_x=True)
         return out
 
-    def _potential(self, spectrum: NDArray[np.complex128]) -> Floats:
-        """Potential on the mesh; the spectrum is used up."""
+    def _potential(self, spectrum: Waves, layout: MeshLayout) -> Floats:
+        """Potential on planes; the spectrum is used up."""
+        _, ny, nz = self.points
         spectrum *= self._influence
-        out: Floats = fft.irfftn(spectrum, s=self.points, norm="forward", workers=self.threads, overwrite_x=True)
+        columns = fft.ifft(spectrum, axis=0, norm="forward", workers=self.threads, overwrite_x=True)
+        out: Floats = fft.irfft2(
+            layout.planes(columns, ny), (ny, nz), axes=(1, 2), norm="forward", workers=self.threads, overwrite_x=True
+        )
         return out
 
 

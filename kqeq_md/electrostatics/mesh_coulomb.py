@@ -81,22 +81,25 @@ class MeshCoulomb:
 
     def field(self, charges: Floats) -> Floats:
         """Field of the charges at the atoms, V/Angstrom, shape (n, 3)."""
-        potential = self.mesh.convolution.apply(self.mesh.spread(charges))
-        return self.pairs.field(charges)[0] + self.mesh.field(potential) + self._slab_field(charges)
+        mesh_field = self.mesh.field(self.mesh.potential(charges))
+        return self.pairs.field(charges)[0] + mesh_field + self._slab_field(charges)
 
     def gradient(self, charges: Floats) -> tuple[Floats, Floats]:
         """d(1/2 q.J.q)/dR (n, 3) in eV/Angstrom and d/d(strain) (3, 3) in eV, both at fixed charges."""
         pair_field, strain = self.pairs.field(charges)
-        spread, convolution = self.mesh.spread(charges), self.mesh.convolution
+        mesh, convolution = self.mesh, self.mesh.convolution
+        planes = mesh.spread(charges)
         if isinstance(convolution, PeriodicConvolution):
-            potential, mesh_strain = convolution.potential_and_strain(spread)
+            planes, mesh_strain = convolution.potential_and_strain(planes, mesh.layout)
+            strain += mesh_strain
         else:
-            potential, mesh_strain = convolution.apply(spread), np.zeros((3, 3))
-        grad_r = -charges[:, None] * (pair_field + self.mesh.field(potential) + self._slab_field(charges))
+            planes = convolution.apply(planes, mesh.layout)
+        mesh_field = mesh.field(mesh.layout.hand_out(planes))
+        grad_r = -charges[:, None] * (pair_field + mesh_field + self._slab_field(charges))
         if self.cell is None:
             low, high = extent(self.positions, self.halo)
             return grad_r, self.halo.sum((self.positions - 0.5 * (low + high)).T @ grad_r)
-        strain = self.halo.sum(strain) + mesh_strain
+        strain = self.halo.sum(strain)
         neutralised = background_potential(self.gaussian_width, charges, self.splitting, self._volume, self.halo)
         strain -= 0.5 * dot(charges, neutralised, self.halo) * np.eye(3)
         if self.normal is not None:

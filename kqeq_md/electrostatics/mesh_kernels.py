@@ -20,10 +20,11 @@ from kqeq_md.structure import Floats
 
 
 class MeshKernels(NamedTuple):
-    """weigh(fractional, shape, mesh, base, weight): weights of every atom along the three axes;
+    """weigh(row, end, coordinates, shape, last, base, weight): weights of every atom along the three axes;
     spread(row, end, base, weight, charges, mesh): mesh += sum_i q_i w_i;
     interpolate(row, end, base, weight, mesh, out): out_i = sum over mesh points of w_i times the mesh;
-    differentiate(row, end, base, weight, shape, mesh, out): the same with the gradient of w_i, per mesh spacing."""
+    differentiate(row, end, coordinates, base, weight, shape, mesh, out): the same with the gradient of w_i, per mesh
+    spacing."""
 
     weigh: Callable[..., Any]
     spread: Callable[..., Any]
@@ -38,7 +39,7 @@ def mesh_kernels(support: int) -> MeshKernels:
 
     @compiled
     def weigh(
-        row: int, end: int, fractional: Floats, shape: float, points: NDArray[np.int64],
+        row: int, end: int, coordinates: Floats, shape: float, last: NDArray[np.int64],
         base: NDArray[np.int32], weight: Floats,
     ) -> None:  # fmt: skip
         """(cosh(shape sqrt(1 - z^2)) - 1) / (cosh(shape) - 1) at the support's points, from base on."""
@@ -46,9 +47,9 @@ def mesh_kernels(support: int) -> MeshKernels:
         norm = 1.0 / (1.0 - floor) ** 2
         for i in range(row, end):
             for c in range(3):
-                u = fractional[i, c] * points[c]
+                u = coordinates[i, c]
                 m = int(u)
-                base[i, c] = m if m < points[c] else 0  # a coordinate that rounds up to 1 is one of the next cell
+                base[i, c] = m if m < last[c] else 0
                 for k in range(support):
                     z = (k + 1 - (u - m)) * (2.0 / support) - 1.0
                     root = shape * sqrt(max(1.0 - z * z, 0.0))
@@ -99,18 +100,18 @@ def mesh_kernels(support: int) -> MeshKernels:
 
     @compiled
     def differentiate(
-        row: int, end: int, fractional: Floats, base: NDArray[np.int32], weight: Floats, shape: float, mesh: Floats,
+        row: int, end: int, coordinates: Floats, base: NDArray[np.int32], weight: Floats, shape: float, mesh: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
         """out_i = d/du of interpolate, one column for each axis; d w / d u = shape z sinh(..) / sqrt(1 - z^2) ..."""
         nx, ny, nz = mesh.shape
-        points, spans = mesh.reshape(-1), np.array([nx, ny, nz - support])
+        points = mesh.reshape(-1)
         floor = exp(-shape)
         norm = 1.0 / (1.0 - floor) ** 2
         slope = np.empty((3, support))
         for i in range(row, end):
             for c in range(3):
-                u = fractional[i, c] * spans[c]
+                u = coordinates[i, c]
                 u -= int(u)
                 for k in range(support):
                     z = (k + 1 - u) * (2.0 / support) - 1.0

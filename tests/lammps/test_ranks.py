@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,17 +154,15 @@ def test_ranks_agree_frame_by_frame(name: str, here: Any, wet: Any, water: Model
             np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=1e-7)
 
 
-def test_any_decomposition(here: Any) -> None:
+def test_any_decomposition(here: Any, helpers: Any) -> None:
     """Grids of ranks, uneven domains, ranks without atoms, tiles, and far ghosts: one energy, one set of forces."""
-    solid = here.solid()
-    here.data(solid)
-    corner = Structure(solid.numbers, 0.25 * (solid.positions % 11.4) * 4.0, 45.6 * np.eye(3), True)
+    solid = helpers.rock_salt(3, rattle=0.1)  # wider than ghosts reach, which tiles need
+    corner = Structure(solid.numbers, solid.positions % 17.1, 60.0 * np.eye(3), True)
     ways = {
         "one after the other": ("processors 3 1 1", ""),
         "across": ("processors 1 1 3", "comm_modify cutoff 20.0"),
         "moved walls": ("", "balance 1.0 shift xyz 10 1.01"),
         "tiles": ("comm_style tiled", "balance 1.0 rcb"),
-        "by type": ("", "comm_modify mode multi cutoff/multi * 15.0"),
     }
     found_words = here.say("found", "pe", "press", "c_f[1]", "c_f[3]")
     for structure in (solid, corner):
@@ -171,7 +170,7 @@ def test_any_decomposition(here: Any) -> None:
         parts = [
             here.script(
                 f"{after}\ncompute f all reduce sumsq fx fy fz\nrun 0\n{found_words}",
-                units=f"clear\n{before}\nunits metal", pair_style=here.tight,
+                units=f"clear\n{before}\nunits metal\nneighbor 0.5 bin", pair_style=here.tight,
             )
             for before, after in ways.values()
         ]  # fmt: skip
@@ -181,9 +180,9 @@ def test_any_decomposition(here: Any) -> None:
         np.testing.assert_allclose(found, np.tile(alone, (len(ways), 1)), rtol=1e-7)
 
 
-def test_balance_and_tiles_during_a_run(here: Any) -> None:
+def test_balance_and_tiles_during_a_run(here: Any, helpers: Any) -> None:
     """Atoms change ranks in large numbers; energy is conserved all the same."""
-    here.data(here.solid())
+    here.data(helpers.rock_salt(3, rattle=0.1))
     run = """velocity all create 600 7 loop geom
 timestep 0.0005
 fix 1 all nve
@@ -192,11 +191,10 @@ thermo 20
 thermo_style custom step etotal
 thermo_modify format float %.12g
 run 60"""
-    screen = here.run(here.script(run, units="comm_style tiled\nunits metal"), ranks=2)
-    lines = [line.split() for line in screen.splitlines()]
-    energies = [float(line[1]) for line in lines if len(line) == 2 and line[0].isdecimal()]
+    screen = here.run(here.script(run, units="comm_style tiled\nunits metal\nneighbor 0.5 bin"), ranks=2)
+    energies = [float(x) for x in re.findall(r"^ +\d+ +(-\d[\d.]+) *$", screen, re.MULTILINE)]
     assert len(energies) == 4
-    assert np.ptp(energies) < 2e-4  # as on one rank
+    assert np.ptp(energies) < 1e-3  # Verlet's total wavers by (omega dt)^2 / 8 of the kinetic energy, 17 eV
 
 
 def test_partitions_are_runs_of_their_own(here: Any) -> None:
@@ -223,7 +221,7 @@ def test_types_that_are_left_out_have_no_part_on_ranks_either(here: Any) -> None
     )
     coefficients = f"pair_coeff * * kqeq {here.coefficients} NULL\npair_coeff 1*3 3 lj/cut 0.01 1.0"
     script = here.script(
-        f"set type 3 charge 0.25\nrun 0\ncompute q all reduce sum q\n"
+        f"set type 3 charge 0.25\nrun 0\ncompute p all property/atom q\ncompute q all reduce sum c_p\n"
         f"compute k all pair kqeq\nrun 0\n{here.say('parts', 'c_k', 'c_q', 'c_k[1]', 'c_k[7]')}",
         read=read, pair_style="pair_style hybrid/overlay kqeq tolerance 1e-10 lj/cut 3.0", pair_coeff=coefficients,
     )  # fmt: skip

@@ -193,7 +193,7 @@ def test_special_bonds_are_said_to_have_no_effect(wet: Any, helpers: Any) -> Non
     parts = {"atom_style": "atom_style full", "read": read}
     energies = []
     for factors, warnings in (("0 0 0", 1), ("1 1 1", 0)):
-        commands = f"bond_style zero\nbond_coeff * \nspecial_bonds lj/coul {factors}\n{bonds}\nrun 0\nrun 0"
+        commands = f"bond_style zero\nbond_coeff * \n{bonds}\nspecial_bonds lj/coul {factors}\nrun 0\nrun 0"
         screen = wet.run(wet.script(f"{commands}\n{wet.say('energy', 'pe')}", **parts), ranks=2)
         assert screen.count("special_bonds is not applied") == warnings
         energies.append(wet.said(screen, "energy")[0, 0])
