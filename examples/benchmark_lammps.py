@@ -39,7 +39,7 @@ from ase.io import read, write
 from kqeq_md.errors import KqeqError
 from kqeq_md.examples.benchmark_charges import rms
 from kqeq_md.examples.benchmark_peers import REPLICAS, SEED, WATER, lammps, make_trajectory, unwrapped
-from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks, exchanged, grown
+from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks, exchanged
 from kqeq_md.model import load_model, save_model
 from kqeq_md.structure import Structure
 from kqeq_md.train.config import read_config
@@ -257,7 +257,7 @@ def communication(two: Ranks, name: str, atoms: int) -> dict[str, Any]:
     (traffic, _), ((_, ghosts), _) = two("traffic", name, TRAFFIC_STEPS), two("atoms", name)
     out: dict[str, Any] = {"ghosts": ghosts, "traffic": traffic}
     for ranks in (2, MANY_RANKS):
-        sent, messages = exchanged(grown(traffic, ranks / 2), ghosts, ranks)
+        sent, messages = exchanged(traffic, ghosts, ranks)
         out[f"{ranks}_ranks"] = {"atoms": atoms * ranks // 2, "MB": sent * 1e-6, "messages": messages}
     return out
 

@@ -35,8 +35,6 @@ SECTIONS = ("Pair", "Neigh", "Comm", "Output", "Modify", "Other")
 """Of LAMMPS' breakdown of a loop; the Coulomb sum and the charges are inside Pair."""
 HALO = ("forward", "reverse")
 """What a rank exchanges with its neighbours alone."""
-FEW = 200
-"""Doubles: what is summed over ranks and no larger is no mesh."""
 PATIENCE = 120.0
 """Seconds until all ranks must have started."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "KQEQ_NUM_THREADS")}
@@ -46,8 +44,9 @@ class Traffic(NamedTuple):
     """One kind of exchange between ranks in a step.
 
     Attributes:
-        method: of the halo: "forward", "reverse", "sum" or "gather".
-        doubles: that a call carries; of "forward" and "reverse" for each ghost, of "gather" those of this rank.
+        method: of the halo: "forward", "reverse", "sum", "gather" or "exchange".
+        doubles: that a call carries; of "forward" and "reverse" for each ghost, of "gather" those of this rank, of
+            "exchange" those to all ranks together.
         calls: how often.
         seconds: in all calls together, the wait for other ranks included.
     """
@@ -201,15 +200,19 @@ class Rank:
 @contextmanager
 def counted(halo: type) -> Iterator[dict[tuple[str, int], list[float]]]:
     """Seconds of all calls of a kind of halo while the context lasts, by method and doubles as in `Traffic`."""
-    methods = {name: getattr(halo, name) for name in (*HALO, "sum", "gather")}
+    methods = {name: getattr(halo, name) for name in (*HALO, "sum", "gather", "exchange")}
     calls: dict[tuple[str, int], list[float]] = {}
 
-    def watched(name: str) -> Callable[[Any, Any], Any]:
-        def method(self: Any, values: Any) -> Any:
+    def watched(name: str) -> Callable[..., Any]:
+        def method(self: Any, values: Any, *others: Any) -> Any:
             clock = perf_counter()
-            out = methods[name](self, values)
-            shape = np.shape(values)[1:] if name in HALO else np.shape(values)
-            calls.setdefault((name, int(np.prod(shape))), []).append(perf_counter() - clock)
+            out = methods[name](self, values, *others)
+            seconds = perf_counter() - clock
+            if name == "exchange":
+                size = sum(np.size(piece) for piece in values)
+            else:
+                size = int(np.prod(np.shape(values)[1:] if name in HALO else np.shape(values)))
+            calls.setdefault((name, size), []).append(seconds)
             return out
 
         return method
@@ -234,12 +237,12 @@ def breakdown(log: str) -> dict[str, float]:
 
 
 def exchanged(traffic: Sequence[Traffic], ghosts: float, ranks: int) -> tuple[float, float]:
-    """Bytes that a rank sends in a step, and its messages.
+    """Bytes that a rank sends in a step, and its messages, if it has as many atoms and ghosts among more ranks.
 
     A halo is exchanged in six messages, two along each axis, which carry every ghost once (where an axis has one rank,
     its ghosts are copied instead). A sum over P ranks is 2 log2 P messages of together 2 (P - 1)/P times its size
     (R. Rabenseifner, Lect. Notes Comput. Sci. 3036, 1 (2004), https://doi.org/10.1007/978-3-540-24685-5_1); where all
-    get what each has, log2 P messages carry P - 1 times that.
+    get what each has, log2 P messages carry P - 1 times that; an exchange is a message to each of the others.
 
     Args:
         traffic: of a rank in a step.
@@ -254,21 +257,13 @@ def exchanged(traffic: Sequence[Traffic], ghosts: float, ranks: int) -> tuple[fl
         elif method == "sum":
             sent += 16.0 * calls * doubles * (ranks - 1) / ranks
             messages += 2.0 * calls * math.log2(ranks)
+        elif method == "exchange":
+            sent += 8.0 * calls * doubles * (ranks - 1) / ranks
+            messages += calls * (ranks - 1)
         else:
             sent += 8.0 * calls * doubles * (ranks - 1)
             messages += calls * math.log2(ranks)
     return sent, messages
-
-
-def grown(traffic: Sequence[Traffic], factor: float) -> list[Traffic]:
-    """The traffic of a rank of so many times more atoms in all, on so many times more ranks.
-
-    Meshes grow with the number of atoms; sums of a few numbers, and what a rank has of atoms and ghosts, do not.
-    """
-    return [
-        row._replace(doubles=round(row.doubles * factor)) if row.method == "sum" and row.doubles > FEW else row
-        for row in traffic
-    ]
 
 
 def serve(address: str) -> None:

@@ -406,6 +406,7 @@ class Potential:
     def use_fragments(self, fragments: str | ArrayLike | Sequence[ArrayLike] | None) -> None:
         """Take other fragments from now on, or find them anew ("connectivity"); arguments as at the start."""
         self._charge_model = self.charge_model.with_fragments(fragments)
+        self._rank.forget()
 
     def _warn_charged_cell(self, structure: Structure) -> None:
         if structure.periodic and structure.charge != 0 and not self._warned_charged_cell:

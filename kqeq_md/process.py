@@ -62,7 +62,7 @@ class Process(Protocol):
     Attributes:
         order: row k of this process is atom order[k] of the structure, shape (n_local,).
         halo: of the ranks that own the others.
-        everyone: all atoms of all ranks, as a rank knows them: where they were when owners changed last.
+        everyone: all atoms of all ranks; on a rank where they were when they came together.
     """
 
     @property
@@ -143,8 +143,11 @@ class Rank:
         self._structure, self._domain = structure, domain
         if domain.renewed:
             self._all.renew(structure, domain)
-            self._places = self._all.collect(domain.unwrapped, domain.halo)
-        self.everyone = self._all.structure(structure, self._places)
+        self.everyone = self._all.structure(structure, self._all.positions)
+
+    def forget(self) -> None:
+        """Look where all atoms are when owners change next."""
+        self._all.forget()
 
     @property
     def order(self) -> Ints:
@@ -193,8 +196,8 @@ class Rank:
     def migrate(self, charges: ChargeSolver, site: Site) -> None:
         """Let what is remembered of earlier steps follow its atoms from rank to rank."""
         if self._domain.renewed and not self._directly:
-            carried = None if self._was_whole else self._all.carried(self.halo)
-            charges.carry(carried, site.structure, site.constraint)
+            moves = None if self._was_whole else self._all.moves
+            charges.carry(None if moves is None else moves.carry, site.structure, site.constraint)
 
 
 def _same(values: Floats) -> Floats:

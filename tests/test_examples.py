@@ -308,24 +308,42 @@ run 0 post no
 
 def test_traffic_of_the_lammps_benchmark() -> None:
     """Calls are told apart by what they carry; the bytes are those of a count by hand for one and for many ranks."""
-    from kqeq_md.examples.benchmark_ranks import Traffic, counted, exchanged, grown
+    from kqeq_md.examples.benchmark_ranks import Traffic, counted, exchanged
     from kqeq_md.lammps_plugin.halo import LammpsHalo
 
     def nothing(*_: object) -> None:
         """Of the C++ side."""
 
-    halo = LammpsHalo(np.arange(5), 3, 5, nothing, nothing, nothing, nothing)
+    halo = LammpsHalo(np.arange(5), 3, 5, 0, 2, nothing, nothing, nothing, nothing, nothing)
     before = LammpsHalo.forward
     with counted(LammpsHalo) as calls:
         halo.forward(np.zeros(3))
         halo.forward(np.zeros(3))
         halo.reverse(np.zeros((5, 3)))
         halo.sum(np.zeros((4, 4, 4)))
+        halo.exchange([np.zeros((2, 3)), np.zeros(4)], [(6,), (1, 4)])
     assert {kind: len(seconds) for kind, seconds in calls.items()} == {
-        ("forward", 1): 2, ("reverse", 3): 1, ("sum", 64): 1,
+        ("forward", 1): 2, ("reverse", 3): 1, ("sum", 64): 1, ("exchange", 10): 1,
     }  # fmt: skip
     assert LammpsHalo.forward is before
     rows = [Traffic("forward", 1, 2.0, 0.0), Traffic("reverse", 3, 1.0, 0.0), Traffic("sum", 1000, 1.0, 0.0)]
     assert exchanged(rows, 10, 1) == (8.0 * 10 * (2 + 3), 18.0)
     assert exchanged(rows, 10, 4) == (400.0 + 2 * 0.75 * 8000.0, 18.0 + 4.0)
-    assert [row.doubles for row in grown(rows, 500.0)] == [1, 3, 500_000]
+    assert exchanged([Traffic("exchange", 10, 2.0, 0.0)], 0, 5) == (2 * 0.8 * 80.0, 8.0)
+
+
+def test_benchmark_of_lammps(tmp_path: Path) -> None:
+    """Its smallest box with a model of few frames: water that stays water, real ranks, the keys of its JSON."""
+    command = [sys.executable, str(EXAMPLES / "benchmark_lammps.py"), "--quick", "--size", "500", "--json"]
+    found = json.loads(run([*command, "--folder", str(tmp_path)], tmp_path))
+    assert found["atoms"] == {"one": 501, "two": 501, "reaxff": 501}
+    assert -0.5 < found["overhead_1000_atoms"] < 1.0  # a busy machine, but no factor
+    assert 0.0 < found["max_force_difference_ranks"] < 1e-7  # what any number of ranks promises
+    assert min(found["speedup_2_ranks"], found["ratio_reaxff_step"]) > 0.0
+    for sections in found["sections"].values():
+        assert sum(sections.values()) == pytest.approx(1.0, abs=0.2)  # medians of each, on a busy machine
+    with np.load(tmp_path / "box.npz") as box:
+        oxygen, hydrogen = (box["positions"][box["numbers"] == number] for number in (8, 1))
+        apart = hydrogen[None] - oxygen[:, None]
+        apart -= np.diag(box["cell"]) * np.round(apart / np.diag(box["cell"]))
+        assert (np.count_nonzero(np.linalg.norm(apart, axis=2) < 1.25, axis=1) == 2).all()  # molecules

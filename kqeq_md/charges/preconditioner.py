@@ -20,6 +20,7 @@ from math import pi
 import numpy as np
 from numpy.typing import NDArray
 
+from kqeq_md.domain import rows_of
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.electrostatics.gaussians import exponent, self_interaction
 from kqeq_md.errors import ChargeError
@@ -191,15 +192,6 @@ def lower_triangle(
         write_lower(half.first, half.neighbour, *atoms, filled, column, vectors)
     first = nearest_alone(room, filled, len(neighbours.owner), column, vectors)
     return first, column[: first[-1]].copy(), vectors
-
-
-def rows_of(ids: Ints, among: Ints) -> Ints:
-    """Where each of `ids` stands first in `among`, -1 for those that do not, shape of `ids`."""
-    if len(among) == 0:
-        return np.full(len(ids), -1)
-    order = np.argsort(among, kind="stable")
-    place = order[np.minimum(np.searchsorted(among, ids, sorter=order), len(among) - 1)]
-    return np.where(among[place] == ids, place, -1)
 
 
 @compiled
