@@ -83,6 +83,7 @@ class Call(ctypes.Structure):
         ("renewed", c_int),
         ("by_molecule", c_int),
         ("starts_run", c_int),
+        ("other_atoms", c_int),
         ("want_virial", c_int),
         ("has_charges", c_int),
         ("cutoff", c_double),
@@ -194,12 +195,12 @@ class PairStyle:
         return self.potential.reach(_structure(call, self.numbers, call.unwrapped), _halo(call))
 
     def _find_fragments(self, call: Call) -> None:
-        """Take molecule ids where LAMMPS hands them over, and find molecules anew that were not there in the last run.
+        """Take molecule ids, or find molecules anew, where a run starts or atoms are others than in the step before.
 
         Raises:
             KqeqError: atoms of no molecule.
         """
-        if call.molecule:
+        if call.by_molecule and (call.starts_run or call.other_atoms):
             molecule = in_order(_halo(call), _ids(call), _array(call.molecule, call.n_atoms))
             if (molecule == 0).any():
                 raise KqeqError(
@@ -208,7 +209,7 @@ class PairStyle:
                 )
             self.potential.use_fragments(molecule.astype(np.int64))
         if self._holds_molecules(call):
-            if call.starts_run and self._were_moved(call):
+            if call.other_atoms or (call.starts_run and self._were_moved(call)):
                 self.potential.use_fragments("connectivity")
             self._before = _ids(call).copy(), _array(call.unwrapped, call.n_atoms, 3).copy()
 
@@ -219,8 +220,6 @@ class PairStyle:
         ids, before = self._before
         halo = _halo(call)
         then, now = in_order(halo, ids, before), in_order(halo, _ids(call), _array(call.unwrapped, call.n_atoms, 3))
-        if len(then) != len(now):
-            return False  # atoms in another number are another structure to the core too
         return bool(np.abs(now - then).max() > JUMP)
 
     def _holds_molecules(self, call: Call) -> bool:

@@ -57,7 +57,7 @@ struct KqeqCall {
   const double *x, *unwrapped;    // the model's atoms and ghosts, (n_all, 3); its atoms by image flags, (n_atoms, 3); Angstrom
   const int *type, *rows;         // LAMMPS types of the model's atoms; where they and their ghosts stand in LAMMPS' arrays
   const int64_t *ids;             // of the model's atoms and ghosts
-  const int64_t *molecule;        // their molecule ids where these are to be read (anew); else null
+  const int64_t *molecule;        // molecule ids of the model's atoms, where fragments are these
   double *f, *q, *eatom;          // LAMMPS' arrays of n_local atoms; eatom is null when not wanted
   double *born;                   // (n_local, 9), e; null when not wanted
   int n_types, n_atoms, n_all, n_local, n_lammps, periodic[3];
@@ -65,6 +65,7 @@ struct KqeqCall {
   int renewed;         // whether ranks have other atoms than in the step before
   int by_molecule;     // fragments are molecule ids
   int starts_run;      // the first step of a run
+  int other_atoms;     // all ranks together don't have the atoms of the step before
   int want_virial;
   int has_charges;     // set by open: 0 for a model that is nothing but a short-range potential
   double cutoff;       // set by reach, Angstrom
@@ -256,7 +257,7 @@ class PairKqeq : public Pair {
   std::vector<int> rows, type;
   std::vector<double> x, unwrapped;
   std::vector<int64_t> ids, molecule;
-  bigint n_total = 0;    // atoms of the model on all ranks
+  bigint n_total = 0, id_sum = 0;    // of the model's atoms on all ranks
   double *values = nullptr;    // what is on its way between ranks, width numbers for each atom
   int width = 0;
   bool warned_of_bonds = false, warned_of_number = false;
@@ -491,11 +492,11 @@ void PairKqeq::compute(int eflag, int vflag)
   describe_ghosts();
   call.want_virial = vflag_global != 0;
   if (born_flag) make_room_for_born_charges();
-  call.born = born_flag && atom->nlocal ? born[0] : nullptr;
+  call.born = born_flag ? born[0] : nullptr;    // of a rank without atoms too: all ranks solve for them together
   if (fails(table.compute)) refuse_alone(call.message);
   tally();
   if (call.has_charges) call.forward(this, atom->q, 1);
-  call.starts_run = 0;
+  call.starts_run = call.other_atoms = 0;
 }
 
 void PairKqeq::describe_field()
@@ -543,6 +544,7 @@ void PairKqeq::describe_atoms()
   call.f = atom->nlocal ? atom->f[0] : nullptr;
   call.q = atom->q;
   call.eatom = eflag_atom ? eatom : nullptr;
+  call.molecule = molecule.data();
   name_atoms();
   count_atoms();
 }
@@ -572,18 +574,29 @@ void PairKqeq::name_atoms()
   call.ids = ids.data();
 }
 
+// of an id: their sum tells one set of ids from another, on whichever ranks they are
+bigint scrambled(int64_t id)
+{
+  auto bits = static_cast<uint32_t>(id);
+  for (int round = 0; round < 2; round++) bits = (bits ^ bits >> 16) * 0x45d9f3bu;
+  return bits;
+}
+
 void PairKqeq::count_atoms()
 {
-  const bigint before = n_total, here = call.n_atoms;
-  MPI_Allreduce(&here, &n_total, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+  const bigint n_before = n_total, ids_before = id_sum;
+  bigint sums[2] = {call.n_atoms, 0};
+  for (int64_t id : ids) sums[1] += scrambled(id);
+  MPI_Allreduce(MPI_IN_PLACE, sums, 2, MPI_LMP_BIGINT, MPI_SUM, world);
+  n_total = sums[0];
+  id_sum = sums[1];
   if (n_total == 0) refuse("no atoms are left: none was created, or all were lost (a time step too long?)");
-  const bool changed = !call.starts_run && n_total != before;
-  if (changed && !warned_of_number) {
+  call.other_atoms |= n_total != n_before || id_sum != ids_before;    // between runs too
+  if (!call.starts_run && n_total != n_before && !warned_of_number) {
     warned_of_number = true;
-    warn("the number of atoms changed from " + std::to_string(before) + " to " + std::to_string(n_total) +
+    warn("the number of atoms changed from " + std::to_string(n_before) + " to " + std::to_string(n_total) +
          " during the run: the total charge stays as it was, on those that are there now");
   }
-  call.molecule = call.by_molecule && (call.starts_run || changed) ? molecule.data() : nullptr;
 }
 
 // without the image flags, dipoles would jump where LAMMPS wraps an atom; along open axes the flags mean nothing

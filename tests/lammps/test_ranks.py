@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from kqeq_md.model import Model
+from kqeq_md.potential import Potential
+from kqeq_md.response import response
 from kqeq_md.structure import Structure
 
+OPEN = "boundary f f f"
 TENSOR = ("pe", "press", "pxx", "pyy", "pzz", "pxy", "pxz", "pyz")
 LOWER = np.array([[0.02, 0.0, 0.0], [0.08, -0.03, 0.0], [-0.05, 0.06, 0.01]])
 """Strain that leaves a cell lower triangular, as LAMMPS wants it."""
@@ -252,6 +255,52 @@ run 5
     )
     alone, both = (wet.said(wet.run(script, ranks=ranks), "parts")[0] for ranks in (1, 2))
     np.testing.assert_allclose(both, alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_without_atoms_takes_part(ranks: int, wet: Any, helpers: Any) -> None:
+    """Molecule ids and Born charges, which all ranks work out together: molecules in one corner of a large open box."""
+    water = helpers.water_box((2, 1, 1), pbc=False, field=(0.02, 0.0, 0.05))
+    corner = replace(water, positions=water.positions - 20.0)
+    groups = np.repeat([1, 2], 3)
+    wet.data(corner, groups.tolist())
+    columns = " ".join(f"f_b[{k}]" for k in range(1, 10))
+    commands = f"""fix b all pair 1 kqeq born_charges 1
+compute e all pe/atom
+run 0
+{wet.write_frame("last")}
+write_dump all custom born.dump id {columns} modify sort id format float %.17g"""
+    parts = {"boundary": OPEN, "pair_style": "pair_style kqeq charges fragments fragments molecule field 0.02 0 0.05"}
+    screen = wet.run(wet.script(commands, atom_style="atom_style full", **parts), ranks=ranks)
+    potential = Potential(wet.model, charges="fragments", fragments=groups)
+    wet.assert_same(wet.read_frame(screen, "last", "f f f"), potential.compute(corner))
+    born = np.loadtxt(wet.folder / "born.dump", skiprows=9)[:, 1:]
+    np.testing.assert_allclose(born, response(potential, corner).born_charges.reshape(-1, 9), atol=1e-8)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_molecules_that_take_the_place_of_others_in_one_step(ranks: int, wet: Any, helpers: Any) -> None:
+    """A dimer that leaves in the step in which another comes: as many atoms as before, but in other places."""
+    pair, gap = helpers.water_box((2, 1, 1), pbc=False), np.array([0.0, 0.0, 8.0])
+    positions = np.concatenate([pair.positions, pair.positions[:3] + gap])
+    wet.data(Structure(np.tile([8, 1, 1], 3), positions), [1] * 6 + [2] * 3)
+    rows = range(1, 7)
+    coords = "\n".join(f"{k} {x} {y} {z}" for k, (x, y, z) in zip(rows, pair.positions, strict=True))
+    types = "\n".join(f"{k} {wet.numbers.index(z) + 1}" for k, z in zip(rows, pair.numbers, strict=True))
+    (wet.folder / "dimer.txt").write_text(f"dimer\n\n6 atoms\n\nCoords\n\n{coords}\n\nTypes\n\n{types}\n")
+    commands = """molecule dimer dimer.txt
+region old sphere 0 0 0 6
+region new sphere 0 0 -15 1
+fix out all evaporate 1 6 old 7 molecule yes
+fix in all deposit 1 0 1 7 region new mol dimer
+run 1
+write_dump all custom q.dump id mol q modify sort id format float %.17g"""
+    style = f"{wet.tight} charges fragments fragments molecule"
+    wet.run(wet.script(commands, boundary=OPEN, atom_style="atom_style full", pair_style=style), ranks=ranks)
+    _, molecule, charge = np.loadtxt(wet.folder / "q.dump", skiprows=9).T
+    np.testing.assert_array_equal(molecule, [2] * 3 + [3] * 6)
+    assert abs(charge[:3].sum()) < 1e-10
+    assert abs(charge[3:6].sum()) > 1e-5  # which flowed inside the dimer
 
 
 def test_what_fails_on_one_rank_ends_all(here: Any) -> None:
