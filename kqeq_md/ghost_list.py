@@ -6,6 +6,7 @@ import numpy as np
 
 from kqeq_md.domain import Domain
 from kqeq_md.errors import KqeqError
+from kqeq_md.jit import compiled
 from kqeq_md.neighbours import HalfList, Pairs, directed, lattice_of, stretch
 from kqeq_md.pair_search import Ints, Rows, half_list
 from kqeq_md.structure import Floats, Structure
@@ -60,9 +61,8 @@ class GhostList:
     def _serves(self, lattice: Floats, cutoff: float) -> bool:
         if len(self._built) != len(self.positions):
             return False
-        moved = np.linalg.norm(self.positions - self._built @ np.linalg.solve(self._lattice, lattice), axis=1)
-        farthest = np.partition(moved, -2)[-2:].sum() if len(moved) > 1 else moved.sum()
-        return bool(stretch(self._lattice, lattice) * self.reach - farthest >= cutoff)
+        moved = farthest_two(self.positions, self._built, np.linalg.solve(self._lattice, lattice))
+        return bool(stretch(self._lattice, lattice) * self.reach - moved >= cutoff)
 
     def _build(self, n: int, lattice: Floats, cutoff: float) -> None:
         self.reach = cutoff + SKIN
@@ -73,6 +73,24 @@ class GhostList:
         self.halves = split(first, neighbour)
         self._lattice, self._built = lattice, self.positions
         self.builds += 1
+
+
+@compiled
+def farthest_two(now: Floats, before: Floats, deform: Floats) -> float:
+    """Sum of the two largest |R_i(now) - R_i(before) D|, Angstrom."""
+    largest = second = 0.0
+    for i in range(len(now)):
+        u2 = 0.0
+        for a in range(3):
+            u = now[i, a]
+            for b in range(3):
+                u -= before[i, b] * deform[b, a]
+            u2 += u * u
+        if u2 > largest:
+            largest, second = u2, largest
+        elif u2 > second:
+            second = u2
+    return np.sqrt(largest) + np.sqrt(second)
 
 
 def first_rows(ids: Ints) -> Rows:

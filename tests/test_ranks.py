@@ -13,8 +13,11 @@ import pytest
 from scipy.spatial import cKDTree
 
 from kqeq_md.domain import Domain
+from kqeq_md.errors import KqeqError, StructureError
+from kqeq_md.ghost_list import GhostList
 from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model
+from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Result, Structure
 
@@ -243,3 +246,53 @@ def test_trajectory_with_atoms_that_change_ranks(kind: str, boundary: str, water
     assert takes[0][0] > 3  # iterations, and no direct sum
     assert all(ranks <= one + 2 for ranks, one in takes), takes
     assert takes[-1][0] < takes[0][0]
+
+
+def test_lists_with_ghosts_are_kept_while_nobody_has_moved_too_far(helpers: Any) -> None:
+    """All pairs below the cutoff are there after every step, whether the list was made anew or not."""
+    structure = helpers.rock_salt(2, rattle=0.1)
+    world = World(1)
+    owners, rng = np.zeros(len(structure), dtype=int), np.random.default_rng(4)
+    part, halo, places = share(structure, owners, world, helpers)[0]
+    ghosts, shifts = GhostList(), places - structure.positions[halo.owner]
+    n, drift = len(structure), 0.05 * rng.normal(size=structure.positions.shape)
+    deform = np.eye(3) + 0.002 * rng.normal(size=(3, 3))
+    for step in range(12):
+        stretched = np.linalg.matrix_power(deform, step)
+        mine = part.positions + step * drift[halo.owned]
+        now = Structure(part.numbers, mine @ stretched, part.cell @ stretched, True)
+        own = structure.positions[halo.owner] + step * drift[halo.owner]
+        domain = Domain(
+            np.concatenate([halo.owned, halo.owner]), (own + shifts) @ stretched, now.positions, REACH, step == 0, halo
+        )  # fmt: skip
+        ghosts.update(now, domain, 5.0)
+        found = ghosts.pairs(domain, 5.0)
+        expected = find_pairs(now, 5.0)
+        assert len(found.neighbour) == len(expected.neighbour)
+        assert np.sort(np.linalg.norm(found.vectors, axis=1)) == pytest.approx(
+            np.sort(np.linalg.norm(expected.vectors, axis=1)), abs=1e-9
+        )
+        assert len(found.first) == n + 1
+    assert 1 < ghosts.builds < 12
+
+
+def test_bad_domains_are_refused(water: Model, helpers: Any) -> None:
+    """On ranks, too, errors name the argument, the rule and the value."""
+    structure = helpers.water_box(2)
+    part, halo, places = share(structure, np.zeros(24, dtype=int), World(1), helpers)[0]
+    ids = np.concatenate([halo.owned, halo.owner])
+    domain = Domain(ids, places, part.positions, REACH, True, halo)
+    with pytest.raises(StructureError, match="`ids` must be unique, got 1 twice"):
+        Potential(water).compute(part, domain=replace(domain, ids=np.where(ids == 2, 1, ids)))
+    with pytest.raises(StructureError, match=r"no mesh of reasonable size serves: .*ghosts within 3 Angstrom"):
+        Potential(water).compute(part, domain=replace(domain, reach=3.0))
+    droplet = Structure(part.numbers, part.positions, part=True)
+    with pytest.raises(KqeqError, match=r"`reach` of the ghosts must be at least 3.6 Angstrom, got 3"):
+        Potential(water).compute(droplet, domain=replace(domain, reach=3.0, ghosts=places[:0], ids=ids[:24]))
+    nobody = Structure(part.numbers[:0], np.empty((0, 3)), part.cell, True, part=True)
+    empty = replace(halo, owned=halo.owned[:0], owner=halo.owner[:0])
+    with pytest.raises(StructureError, match="must hold an atom on some rank, got none"):
+        Potential(water).compute(nobody, domain=Domain(ids[:0], np.empty((0, 3)), np.empty((0, 3)), REACH, True, empty))
+    close = replace(part, positions=part.positions[0] + np.outer(np.arange(24), [0.0, 0.0, 0.1]))
+    with pytest.raises(StructureError, match=r"atoms \d+ and \d+ overlap"):
+        Potential(water).compute(close, domain=replace(domain, ghosts=places + 100.0))

@@ -129,6 +129,7 @@ class Electrostatics:
                 "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves: "
                 f"got {structure.cell.tolist()} for {n} atoms ({np.linalg.norm(cell, axis=1).round(1)} "
                 f"Angstrom with vacuum), {self.accuracy:g} eV/Angstrom for charges up to {self._largest_charge:g} e"
+                + (f", ghosts within {longest:.4g} Angstrom" if longest < inf else "")
             )
         return plan, cell
 

@@ -102,6 +102,8 @@ class _Part:
         )  # fmt: skip
         everywhere = _total(parts)
         strain = -half.share * atoms.positions.T @ (charges[atoms.owner, None] * everywhere)
+        if len(charges) == len(everywhere):  # no images: each row has a charge of its own
+            return everywhere, strain
         field = np.empty((len(charges), 3))
         for c in range(3):
             field[:, c] = np.bincount(atoms.owner, everywhere[:, c], minlength=len(charges))
