@@ -51,9 +51,6 @@ NO_SUCH_CHARGES = "the model has no charges: it is nothing but a short-range pot
 NEARLY_HALF = 0.45
 """Of a lattice vector: bonds of fragments that long are warned of in a field."""
 
-BREATHS = np.linspace(0.93, 1.07, 57)
-"""Factors by which cells may change their edges during a run on several ranks."""
-
 KERNELS = ("low_rank", "exact")
 
 ROUGHEST = 0.1
@@ -384,14 +381,12 @@ class Potential:
     def reach(self, structure: Structure, halo: Halo) -> float:
         """How far the ghosts of a rank have to reach so that several ranks sum as one process does, Angstrom.
 
-        The cutoff of the Coulomb sum goes with the cell: what it is for each of `BREATHS` counts. Where a cell has
-        changed further and the ghosts do not suffice, another splitting with a shorter cutoff has the same accuracy.
+        Where ghosts do not suffice, as the cell has changed much, another splitting of the Coulomb sum with a shorter
+        cutoff has the same accuracy.
         """
         if not self.has_charges:
             return self.cutoff
-        numbers, positions, cell = structure.numbers, structure.positions, structure.cell
-        breaths = [Structure(numbers, x * positions, x * cell, structure.pbc, part=True) for x in BREATHS]
-        return max(self.cutoff, *(self._electrostatics.cutoff(breath, halo) for breath in breaths))
+        return max(self.cutoff, self._electrostatics.longest_cutoff(structure, halo))
 
     def has_virial(self, structure: Structure) -> bool:
         """Whether a virial is defined: not in every field along a periodic axis (`charges.field`).

@@ -25,7 +25,8 @@ from kqeq_md.cache import cache_places
 from kqeq_md.errors import KqeqError
 from kqeq_md.programs import mpi_file
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("pair_kqeq.cpp", "kqeq_lmp.cpp"))
+SOURCES = ("pair_kqeq.cpp", "python_host.cpp", "kqeq_lmp.cpp")
+FILES = tuple(Path(__file__).with_name(name) for name in (*SOURCES, "python_host.h"))
 LIBRARY = "kqeqplugin.so"
 """LAMMPS loads every file of the folder whose name ends in plugin.so."""
 DIGEST = "kqeqplugin.sha256"
@@ -148,7 +149,7 @@ def _key(lammps: Path) -> str:
     library = (lammps / "liblammps.so").stat()
     system = f"{platform.machine()} {platform.libc_ver()}"  # containers share the home folder of their host
     digest = hashlib.sha256(f"{system} {FLAGS} {library.st_size} {library.st_mtime_ns}".encode())
-    for file in [*SOURCES, mpi_file("mpi.h"), *sorted(_headers(lammps).glob("*.h"))]:
+    for file in [*FILES, mpi_file("mpi.h"), *sorted(_headers(lammps).glob("*.h"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -178,12 +179,12 @@ def _compile(compiler: list[str], lammps: Path, folder: Path) -> None:
     identity = _identity(lammps)
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as workplace_name:
         workplace = Path(workplace_name)
-        for source in SOURCES:  # compiled by their bare names, which LAMMPS repeats in error messages
-            shutil.copy(source, workplace)
+        for file in FILES:  # compiled by their bare names, which LAMMPS repeats in error messages
+            shutil.copy(file, workplace)
         for name, text in LEFT_OUT.items():
             (workplace / name).write_text(text)
         command = [*compiler, *FLAGS, f"-I{_headers(lammps)}", f"-I{mpi_file('mpi.h').parent}", "-idirafter", "."]
-        command += [f'-DKQEQ_LAMMPS="{identity}"', *(source.name for source in SOURCES), "-o", LIBRARY]
+        command += [f'-DKQEQ_LAMMPS="{identity}"', *SOURCES, "-o", LIBRARY]
         # messages in English, and temporary files where there is room for the library
         environment = {**os.environ, "LC_ALL": "C", "TMPDIR": workplace_name}
         answer = subprocess.run(
@@ -197,8 +198,8 @@ def _compile(compiler: list[str], lammps: Path, folder: Path) -> None:
         except BuildError as error:  # its C++ library is newer than the system's, say
             raise _failure(str(error), command, answer.stderr, folder) from None
         (workplace / DIGEST).write_text(_sha256(workplace / LIBRARY))
-        for file in (LIBRARY, DIGEST):
-            os.replace(workplace / file, folder / file)
+        for name in (LIBRARY, DIGEST):
+            os.replace(workplace / name, folder / name)
 
 
 def _identity(lammps: Path) -> str:

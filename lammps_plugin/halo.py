@@ -67,11 +67,13 @@ class LammpsHalo:
     def exchange(
         self, pieces: Sequence[NDArray[np.float64]], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.float64]]:
-        sent = np.concatenate([np.ravel(piece) for piece in pieces])
-        received = np.empty(sum(int(np.prod(shape)) for shape in shapes))
         counts = np.array([[piece.size for piece in pieces], [np.prod(shape) for shape in shapes]], dtype=np.int32)
+        counts[:, self.rank] = 0  # what stays does not travel
+        sent = np.concatenate([piece.ravel() for s, piece in enumerate(pieces) if s != self.rank])
+        received = np.empty(counts[1].sum())
         self._exchange(_address(sent), _address(received), counts.ctypes.data_as(POINTER(c_int)))
         parts = np.split(received, np.cumsum(counts[1])[:-1])
+        parts[self.rank] = pieces[self.rank]
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _room(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], int]:

@@ -5,6 +5,8 @@
 // compute() hands the owned atoms and the box to kqeq_md.lammps_plugin.pair and adds up what comes back.
 // What users see of it is described in pair_kqeq.md.
 
+#include "python_host.h"
+
 #include "atom.h"
 #include "comm.h"
 #include "domain.h"
@@ -21,12 +23,10 @@
 #include "utils.h"
 #include "variable.h"
 
-#include <dlfcn.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <clocale>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -41,144 +41,7 @@
 
 using namespace LAMMPS_NS;
 
-// ---- what C++ and Python share; pair.py repeats this layout and checks its size --------------------------------
-
-extern "C" {
-struct KqeqCall {
-  void *pair;                     // which pair style this is: the key of pair.py's table
-  const char *model;              // path of the model file
-  const char *const *elements;    // element of each LAMMPS type, n_types strings; NULL: not of the model
-  const char *charges;            // how charge flows; null: as the model was trained
-  double charge, field[3];        // e, V/Angstrom
-  double accuracy, tolerance;     // of the Coulomb sum, LAMMPS' force units; of the charges; NaN: the core's default
-  double threads;                 // how many work at once; NaN: as the environment or the scheduler says
-  double energy_unit;             // LAMMPS' unit of energy is 1 eV / energy_unit
-  double cell[9];                 // lattice vectors as rows, Angstrom
-  const double *x, *unwrapped;    // the model's atoms and ghosts, (n_all, 3); its atoms by image flags, (n_atoms, 3); Angstrom
-  const int *type, *rows;         // LAMMPS types of the model's atoms; where they and their ghosts stand in LAMMPS' arrays
-  const int64_t *ids;             // of the model's atoms and ghosts
-  const int64_t *molecule;        // molecule ids of the model's atoms, where fragments are these
-  double *f, *q, *eatom;          // LAMMPS' arrays of n_local atoms; eatom is null when not wanted
-  double *born;                   // (n_local, 9), e; null when not wanted
-  int n_types, n_atoms, n_all, n_local, n_lammps, periodic[3];
-  int rank, ranks;     // of MPI
-  int renewed;         // whether ranks have other atoms than in the step before
-  int by_molecule;     // fragments are molecule ids
-  int starts_run;      // the first step of a run
-  int other_atoms;     // all ranks together don't have the atoms of the step before
-  int want_virial;
-  int has_charges;     // set by open: 0 for a model that is nothing but a short-range potential
-  double cutoff;       // set by reach, Angstrom
-  double reach;        // within which all neighbours of an atom are known, Angstrom
-  double parts[7];     // energies of short range, charges and field; dipole x y z, e Angstrom; solver iterations
-  double virial[6];    // xx yy zz xy xz yz; energies and virial are in LAMMPS' unit
-  char message[1024], warning[1024];   // one line each; empty when there is nothing to say
-  // communication: all ranks call together
-  void (*forward)(void *pair, double *values, int width);    // (n_lammps, width): ghosts' rows from their owners'
-  void (*reverse)(void *pair, double *values, int width);    // ghosts' rows added to their owners'
-  void (*add)(void *pair, double *values, int n);            // the sum over all ranks in their place
-  void (*gather)(void *pair, const double *values, int n, double *all);    // of all ranks, one after the other
-  // a piece to each rank and one from each; counts: of the doubles sent to all ranks, then of those that they send
-  void (*exchange)(void *pair, const double *sent, double *received, const int *counts);
-};
-
-struct KqeqTable {
-  int (*open)(KqeqCall *);       // read the model; returns 0, or 1: failed, see message
-  int (*reach)(KqeqCall *);      // at the start of a run: set the cutoff
-  int (*compute)(KqeqCall *);    // add to f and eatom; set q, born, parts, virial
-  int (*close)(KqeqCall *);
-};
-}
-
 namespace {
-
-KqeqTable table{};
-
-// ---- Python in this process, without its headers: stable functions found by name -----------------------------
-
-class Python {
- public:
-  static void start();
-  static bool alive() { return is_initialized && is_initialized(); }
-
- private:
-  static void find();
-  static void attach();
-  template <class Function> static Function symbol(const char *name);
-
-  static void *library;
-  static int (*is_initialized)();
-};
-
-void *Python::library = nullptr;
-int (*Python::is_initialized)() = nullptr;
-
-template <class Function> Function Python::symbol(const char *name)
-{
-  void *address = dlsym(library, name);
-  if (!address)
-    throw std::runtime_error(std::string("libpython has no ") + name +
-                             ": run the same command line with `kqeq-lmp` instead of `lmp`");
-  return reinterpret_cast<Function>(address);
-}
-
-void Python::find()
-{
-  library = RTLD_DEFAULT;
-  if (!dlsym(library, "Py_IsInitialized")) {    // else Python is the host of this process
-    const char *path = getenv("KQEQ_LIBPYTHON");
-    if (!path || !*path)
-      throw std::runtime_error(
-          "this Python has no shared libpython: run the same command line with `kqeq-lmp` instead of `lmp`");
-    // global: Python's own extension modules look up their symbols in it
-    library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-    if (!library) throw std::runtime_error(dlerror());
-  }
-  is_initialized = symbol<int (*)()>("Py_IsInitialized");
-}
-
-void Python::attach()
-{
-  auto import = symbol<void *(*) (const char *)>("PyImport_ImportModule");
-  auto call = symbol<void *(*) (void *, const char *, const char *, ...)>("PyObject_CallMethod");
-  auto release = symbol<void (*)(void *)>("Py_DecRef");
-  void *module = import("kqeq_md.lammps_plugin.pair");
-  void *result = nullptr;
-  if (module)
-    result = call(module, "attach", "KK", reinterpret_cast<unsigned long long>(&table),
-                  static_cast<unsigned long long>(sizeof(KqeqCall)));
-  if (!result) symbol<void (*)()>("PyErr_Print")();
-  release(result);
-  release(module);
-  if (!result) throw std::runtime_error("cannot start Python, see the message above");
-}
-
-void Python::start()
-{
-  if (table.compute) return;
-  find();
-  if (is_initialized()) {
-    int state = symbol<int (*)()>("PyGILState_Ensure")();
-    auto restore = symbol<void (*)(int)>("PyGILState_Release");
-    try {
-      attach();
-    } catch (...) {
-      restore(state);
-      throw;
-    }
-    restore(state);
-    return;
-  }
-  // the program's path tells Python which virtual environment it belongs to
-  if (const char *program = getenv("KQEQ_PYTHON")) {
-    setlocale(LC_CTYPE, "");    // as Python's start does: without it all but ASCII in the path is lost
-    auto decode = symbol<wchar_t *(*) (const char *, size_t *)>("Py_DecodeLocale");
-    symbol<void (*)(const wchar_t *)>("Py_SetProgramName")(decode(program, nullptr));
-  }
-  symbol<void (*)(int)>("Py_InitializeEx")(0);    // 0: Ctrl-C stays LAMMPS'
-  attach();
-  symbol<void *(*) ()>("PyEval_SaveThread")();    // callbacks take the lock when they need it
-}
 
 // ---- the pair style ----------------------------------------------------------------------------------------
 
@@ -283,7 +146,7 @@ PairKqeq::PairKqeq(LAMMPS *lmp) : Pair(lmp)
 PairKqeq::~PairKqeq()
 {
   // a host Python that is already shutting down has no table left to clear
-  if (table.close && Python::alive()) table.close(&call);
+  if (Python::table.close && Python::alive()) Python::table.close(&call);
   memory->destroy(born);
   if (allocated) {
     memory->destroy(setflag);
@@ -419,7 +282,7 @@ void PairKqeq::init_style()
   // no neighbour list is requested: the core finds its own pairs among atoms and ghosts within the cutoff
   describe_box();
   describe_atoms();
-  if (fails(table.reach)) refuse_alone(call.message);
+  if (fails(Python::table.reach)) refuse_alone(call.message);
 }
 
 // what a script may ask for and would not get
@@ -493,7 +356,7 @@ void PairKqeq::compute(int eflag, int vflag)
   call.want_virial = vflag_global != 0;
   if (born_flag) make_room_for_born_charges();
   call.born = born_flag ? born[0] : nullptr;    // of a rank without atoms too: all ranks solve for them together
-  if (fails(table.compute)) refuse_alone(call.message);
+  if (fails(Python::table.compute)) refuse_alone(call.message);
   tally();
   if (call.has_charges) call.forward(this, atom->q, 1);
   call.starts_run = call.other_atoms = 0;
@@ -561,7 +424,9 @@ void PairKqeq::describe_ghosts()
   }
   name_atoms();
   call.x = x.data();
-  call.reach = std::max(neighbor->cutneighmax, comm->cutghostuser) - neighbor->skin;
+  // with cutoffs by type, another style's may be longer than ours
+  const bool single = comm->mode == Comm::SINGLE;
+  call.reach = single ? std::max(neighbor->cutneighmax, comm->cutghostuser) - neighbor->skin : call.cutoff;
   call.renewed = call.starts_run || neighbor->ago == 0;
 }
 
@@ -646,7 +511,7 @@ bool PairKqeq::fails(int (*function)(KqeqCall *))
 
 void PairKqeq::open()
 {
-  const int failed = fails(table.open);
+  const int failed = fails(Python::table.open);
   int all_failed = 0;
   MPI_Allreduce(&failed, &all_failed, 1, MPI_INT, MPI_MIN, world);
   if (all_failed) refuse(call.message);

@@ -337,10 +337,10 @@ def test_the_key_covers_all_that_the_plugin_depends_on(
     assert renewed()
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert renewed()
-    for number, source in enumerate(build.SOURCES):
+    for number, source in enumerate(build.FILES):
         (tmp_path / source.name).write_text(source.read_text() + "// changed\n")
-        changed = tuple(tmp_path / s.name if s == source else s for s in build.SOURCES)
-        monkeypatch.setattr(build, "SOURCES", changed)
+        changed = tuple(tmp_path / s.name if s == source else s for s in build.FILES)
+        monkeypatch.setattr(build, "FILES", changed)
         assert renewed(), number
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf, sqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ SMALL = 400
 
 LARGE = 1000
 """Atoms. From here on a second, rough mesh is worth its setup: most products with J are corrections."""
+
+BREATHS = np.linspace(0.93, 1.07, 29)
+"""Factors by which edges of a cell may change in a run on several ranks."""
 
 PER_DIRECT_PAIR = 6.0
 """Nanoseconds, in the currency of `plan`."""
@@ -92,6 +95,7 @@ class Electrostatics:
         self.accuracy, self.vacuum, self.threads = accuracy, vacuum, threads
         self._widest = float(gaussian_width.max())
         self._largest_charge = 1.0
+        self._longest: tuple[tuple[Any, ...], float] | None = None
         self._pairs = RealSpace()
         self._open_plan = Latest(self._make_open_plan)
         self._lattice_plan = Latest(self._make_lattice_plan)
@@ -185,6 +189,18 @@ class Electrostatics:
         plan, _ = self.plan(structure, halo, longest)
         return 0.0 if plan is None else plan.cutoff
 
+    def longest_cutoff(self, structure: Structure, halo: Halo) -> float:
+        """The largest `cutoff` while all edges of the cell, or one of them, change by `BREATHS`, Angstrom."""
+        open_axes = ~np.array(structure.pbc)
+        lengths = np.where(open_axes, _lengths(structure.positions, halo), np.linalg.norm(structure.cell, axis=1))
+        # many short runs in a row have the same
+        key = (_count(structure, halo), structure.pbc, self._largest_charge, *(rung(length) for length in lengths))
+        if self._longest is None or self._longest[0] != key:
+            deforms = [np.diag(np.where(axes, x, 1.0)) for axes in (*np.eye(3), np.ones(3)) for x in BREATHS]
+            cutoffs = [self.cutoff(_deformed(structure, deform), halo) for deform in deforms]
+            self._longest = key, max(cutoffs)
+        return self._longest[1]
+
     def at(
         self, structure: Structure, species_all: NDArray[np.int64], neighbours: Neighbours,
         halo: Halo = SERIAL, longest: float = inf,
@@ -254,6 +270,12 @@ class Electrostatics:
         rows: tuple[int, int],
     ) -> FreeConvolution:  # fmt: skip
         return FreeConvolution(points, spacing, splitting, reach, window, threads, rows)
+
+
+def _deformed(structure: Structure, edges: Floats) -> Structure:
+    """Cell vectors, and positions along open axes, multiplied by the diagonal of a matrix, shape (3, 3)."""
+    along = np.where(structure.pbc, 1.0, np.diag(edges))
+    return Structure(structure.numbers, structure.positions * along, edges @ structure.cell, structure.pbc, part=True)
 
 
 def _count(structure: Structure, halo: Halo) -> int:

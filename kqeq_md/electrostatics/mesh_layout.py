@@ -121,14 +121,14 @@ class SharedMesh:
         for s, piece in zip(ranks, pieces, strict=True):
             for in_piece, in_planes in self._regions(s):
                 piece[in_piece] = planes[in_planes]
-        brick = np.empty(self._bricks[here, 3:])
+        out = np.empty(self.shape)
+        brick = out[tuple(slice(length) for length in self._bricks[here, 3:])]
         received = self._halo.exchange(pieces, [self._piece(here, d) for d in ranks])
         for d, piece in zip(ranks, received, strict=True):
             for own, begin in self._planes_of(here, d):
                 brick[own] = piece[begin : begin + own.stop - own.start]
-        for axis, length in enumerate(self.shape):
-            brick = repeated(brick, axis, length)
-        return brick
+        repeat(out, brick.shape)
+        return out
 
     def columns(self, spectrum: Waves) -> Waves:
         rows, here = edges(spectrum.shape[1], self._halo.size), self._halo.rank
@@ -205,11 +205,13 @@ def folded(brick: Floats, axis: int, n: int) -> Floats:
     return whole
 
 
-def repeated(brick: Floats, axis: int, length: int) -> Floats:
-    """The way back of `folded`: a brick as long as `length`."""
-    if brick.shape[axis] == length:
-        return brick
-    return np.take(brick, np.arange(length) % brick.shape[axis], axis)
+def repeat(brick: Floats, shape: tuple[int, ...]) -> None:
+    """The way back of `folded`: fill a brick from its first corner, of that shape."""
+    for axis, n in enumerate(shape):
+        rows = np.moveaxis(brick, axis, 0)
+        for begin in range(n, len(rows), max(n, 1)):
+            end = min(begin + n, len(rows))
+            rows[begin:end] = rows[: end - begin]
 
 
 def as_floats(waves: Waves) -> Floats:
