@@ -39,7 +39,7 @@ from ase.io import read, write
 from kqeq_md.errors import KqeqError
 from kqeq_md.examples.benchmark_charges import rms
 from kqeq_md.examples.benchmark_peers import REPLICAS, SEED, WATER, lammps, make_trajectory, unwrapped
-from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks, exchanged
+from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks, Traffic, exchanged
 from kqeq_md.model import load_model, save_model
 from kqeq_md.structure import Structure
 from kqeq_md.train.config import read_config
@@ -254,7 +254,8 @@ def neighbours_of(structure: Structure, cutoff: float) -> float:
 
 def communication(two: Ranks, name: str, atoms: int) -> dict[str, Any]:
     """What a rank exchanges in a step: counted on two, and by formulas on MANY_RANKS with as many atoms on each."""
-    (traffic, _), ((_, ghosts), _) = two("traffic", name, TRAFFIC_STEPS), two("atoms", name)
+    (counts, _), ((_, ghosts), _) = two("traffic", name, TRAFFIC_STEPS), two("atoms", name)
+    traffic = [Traffic(*row) for row in counts]
     out: dict[str, Any] = {"ghosts": ghosts, "traffic": traffic}
     for ranks in (2, MANY_RANKS):
         sent, messages = exchanged(traffic, ghosts, ranks)

@@ -156,11 +156,12 @@ class Rank:
         found = np.array(engine.gather_atoms("f", 1, 3)).reshape(-1, 3)
         return found if engine.extract_setting("world_rank") == 0 else None
 
-    def traffic(self, name: str, steps: int) -> list[Traffic]:
-        """What this rank exchanges with others in a step, the positions of ghosts aside; means of some steps."""
+    def traffic(self, name: str, steps: int) -> list[tuple[str, int, float, float]]:
+        """What this rank exchanges with others in a step, as `Traffic` has it, the positions of ghosts aside; means of
+        some steps."""
         with counted(LammpsHalo) as calls:
             self.run(name, steps)
-        return [Traffic(*kind, len(seconds) / steps, sum(seconds) / steps) for kind, seconds in sorted(calls.items())]
+        return [(*kind, len(seconds) / steps, sum(seconds) / steps) for kind, seconds in sorted(calls.items())]
 
     def atoms(self, name: str) -> tuple[int, int]:
         """Atoms of this rank, and its ghosts."""

@@ -36,21 +36,26 @@ class LammpsHalo:
         self, rows: Ints, n_local: int, n_lammps: int, rank: int, size: int, forward: Exchange, reverse: Exchange,
         add: Exchange, gather: Callable[[Any, int, Any], Any], exchange: Callable[[Any, Any, Any], Any],
     ) -> None:  # fmt: skip
-        self._rows, self._n_local, self._n_lammps = rows, n_local, n_lammps
+        self._rows, self._n_lammps = rows, n_lammps
         self._forward, self._reverse, self._add, self._gather = forward, reverse, add, gather
         self._exchange, self.rank, self.size = exchange, rank, size
+        self._all_rows = len(rows) == n_lammps  # of no type that is left out: rows are LAMMPS' own
+        self._own: slice | Ints = slice(n_local) if self._all_rows else rows[:n_local]
 
     def forward(self, x_local: NDArray[np.generic]) -> NDArray[np.generic]:
-        everywhere, width = self._room(x_local)
-        everywhere[self._rows[: self._n_local]] = x_local.reshape(self._n_local, width)
-        self._forward(_address(everywhere), width)
-        return everywhere[self._rows].reshape(-1, *x_local.shape[1:]).astype(x_local.dtype, copy=False)
+        everywhere = np.empty((self._n_lammps, *x_local.shape[1:]))
+        everywhere[self._own] = x_local
+        self._forward(_address(everywhere), _width(everywhere))
+        out = everywhere if self._all_rows else everywhere[self._rows]
+        return out.astype(x_local.dtype, copy=False)
 
     def reverse(self, y_all: NDArray[np.float64]) -> NDArray[np.float64]:
-        everywhere, width = self._room(y_all)
-        everywhere[self._rows] = y_all.reshape(-1, width)
-        self._reverse(_address(everywhere), width)
-        return everywhere[self._rows[: self._n_local]].reshape(self._n_local, *y_all.shape[1:])
+        everywhere = np.array(y_all, dtype=np.float64)
+        if not self._all_rows:
+            everywhere = np.zeros((self._n_lammps, *y_all.shape[1:]))
+            everywhere[self._rows] = y_all
+        self._reverse(_address(everywhere), _width(everywhere))
+        return everywhere[self._own]
 
     def sum(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.array(value, dtype=np.float64, order="C")
@@ -76,9 +81,10 @@ class LammpsHalo:
         parts[self.rank] = pieces[self.rank]
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _room(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
-        width = int(np.prod(values.shape[1:], dtype=int))
-        return np.zeros((self._n_lammps, width)), width
+
+def _width(values: NDArray[Any]) -> int:
+    """Numbers of each row."""
+    return int(np.prod(values.shape[1:], dtype=int))
 
 
 def _address(array: NDArray[np.float64]) -> Any:
