@@ -38,14 +38,14 @@ class Everyone:
     """All atoms of all ranks in the order of their ids, as far as each rank has to know them.
 
     Attributes:
-        numbers: atomic numbers, shape (n,).
-        positions: unwrapped, Angstrom, shape (n, 3), of the time when these atoms came together.
+        atoms: at unwrapped positions, of the time when they came together.
         mine: rows of the owned atoms, shape (n_local,).
     """
 
+    atoms: Structure
+
     def __init__(self) -> None:
-        self._ids = self._own = self.numbers = self.mine = np.empty(0, dtype=np.int64)
-        self.positions = np.empty((0, 3))
+        self._ids = self._own = self.mine = np.empty(0, dtype=np.int64)
         self._moves: Moves | None = None
         self._known = False
 
@@ -72,7 +72,7 @@ class Everyone:
         """Whether the owned atoms are among those that are known."""
         if len(self._ids) == 0:
             return len(own) == 0
-        return np.array_equal(self._ids[self.mine], own) and np.array_equal(self.numbers[self.mine], numbers)
+        return np.array_equal(self._ids[self.mine], own) and np.array_equal(self.atoms.numbers[self.mine], numbers)
 
     def _gather(self, structure: Structure, domain: Domain) -> None:
         columns = np.column_stack([self._own, structure.numbers, domain.unwrapped])
@@ -80,8 +80,8 @@ class Everyone:
         if len(everybody) == 0:
             raise StructureError("`structure` must hold an atom on some rank, got none")
         everybody = everybody[np.argsort(everybody[:, 0])]
-        self._ids, self.numbers = everybody[:, :2].T.astype(np.int64)
-        self.positions = everybody[:, 2:]
+        self._ids, numbers = everybody[:, :2].T.astype(np.int64)
+        self.atoms = Structure(numbers, everybody[:, 2:])
         twice = self._ids[1:] == self._ids[:-1]
         if twice.any():
             raise StructureError(f"`ids` must be unique, got {self._ids[1:][twice][0]} twice")
@@ -100,10 +100,6 @@ class Everyone:
     def moves(self) -> Moves | None:
         """From the owners before the last renewal to those of now; None where all atoms came together anew."""
         return self._moves
-
-    def structure(self, like: Structure, positions: Floats) -> Structure:
-        """All atoms in the cell, field and charge of `like`, at `positions`, Angstrom, shape (n, 3)."""
-        return Structure(self.numbers, positions, cell=like.cell, pbc=like.pbc, charge=like.charge, field=like.field)
 
 
 class Moves:

@@ -143,7 +143,7 @@ class Rank:
         self._structure, self._domain = structure, domain
         if domain.renewed:
             self._all.renew(structure, domain)
-        self.everyone = self._all.structure(structure, self._all.positions)
+        self.everyone = self._all.atoms.in_place_of(structure)
 
     def forget(self) -> None:
         """Look where all atoms are when owners change next."""

@@ -165,6 +165,10 @@ def test_any_decomposition(here: Any, helpers: Any) -> None:
         "one after the other": ("processors 3 1 1", ""),
         "across": ("processors 1 1 3", "comm_modify cutoff 20.0"),
         "moved walls": ("", "balance 1.0 shift xyz 10 1.01"),
+        "a cutoff that is too small": (
+            "",
+            "comm_modify cutoff 2.0",
+        ),  # which LAMMPS makes as long as the pair style asks
         "tiles": ("comm_style tiled", "balance 1.0 rcb"),
     }
     found_words = here.say("found", "pe", "press", "c_f[1]", "c_f[3]")
