@@ -242,14 +242,15 @@ class Potential:
         in_place = want is None or "dipole" in want or bool(field.any())
         process.update(self.cutoff, self._electrostatics)
         local = self._local(structure, process)
+        site = process.site(hold, local.pairs, in_place)
+        process.migrate(self._charges, site)
         while True:
-            site = process.site(hold, local.pairs, in_place)
-            process.migrate(self._charges, site)
             problem = self._problem(site, local, field)
             equilibrium = self._charges.solve(problem)
             if self._electrostatics.serves(equilibrium.charges, site.halo):
                 break
             process.update(self.cutoff, self._electrostatics)
+            site = process.site(hold, local.pairs, in_place)
         return Equilibrated(structure, hold, process.order, local, site, problem, equilibrium)
 
     def _problem(self, site: Site, local: LocalPart, field: Floats) -> Problem:

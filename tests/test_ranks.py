@@ -296,3 +296,22 @@ def test_bad_domains_are_refused(water: Model, helpers: Any) -> None:
     close = replace(part, positions=part.positions[0] + np.outer(np.arange(24), [0.0, 0.0, 0.1]))
     with pytest.raises(StructureError, match=r"atoms \d+ and \d+ overlap"):
         Potential(water).compute(close, domain=replace(domain, ghosts=places + 100.0))
+
+
+def test_charges_that_outgrow_their_plan_on_ranks(water: Model, helpers: Any) -> None:
+    """A total charge that makes them larger than 1 e: the sum is planned anew in the middle of a step, also of one in
+    which atoms change their ranks, and what is remembered follows them once."""
+    model = replace(water, electronegativity_offset=np.array([-30.0, 30.0]))
+    structure = helpers.water_box((3, 3, 3))
+    settings = {"charges": "fragments", "tolerance": 1e-10}
+    alone, ranks = Potential(model, **settings), [Potential(model, **settings) for _ in range(2)]
+    shift = np.array([0.01, -0.02, 0.005])
+    for step in range(3):
+        now = helpers.moved(structure, structure.positions + step * shift)
+        for potential in (alone, *ranks):
+            potential._electrostatics._largest_charge = 1.0  # as if the charges had been small before
+        owners = (now.positions[:, 0] > 5.0 + 0.5 * step).astype(int)
+        wanted, got = alone.compute(now), on_ranks(ranks, now, owners, helpers)
+        assert np.sqrt(np.mean(wanted.charges**2)) > 1.0
+        assert_same(got, wanted, 1e-8)
+        assert got.iterations <= wanted.iterations + 2
