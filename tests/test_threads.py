@@ -23,6 +23,7 @@ from kqeq_md.ipi_driver.client import build_parser
 from kqeq_md.lammps_plugin.pair import PairStyle
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.process import OneProcess
 from kqeq_md.programs import environment, program
 from kqeq_md.structure import Result, Structure
 from kqeq_md.threads import (
@@ -296,13 +297,13 @@ def test_blas_has_one_thread_inside(
 ) -> None:
     """Asked from the middle of a computation, by whichever thread is there; afterwards the user has his two again."""
     seen = []
-    update = Potential._update_neighbours
+    update = OneProcess.update
 
-    def look(self: Potential, structure: Structure) -> None:
-        seen.extend(in_parallel(lambda _: two_blas_threads(), range(4), self.threads))
-        update(self, structure)
+    def look(self: OneProcess, *arguments: Any) -> None:
+        seen.extend(in_parallel(lambda _: two_blas_threads(), range(4), threads))
+        update(self, *arguments)
 
-    monkeypatch.setattr(Potential, "_update_neighbours", look)
+    monkeypatch.setattr(OneProcess, "update", look)
     potential = Potential(NACL, threads=threads)
     potential.compute(Structure([11, 17], [[0, 0, 0], [2.5, 0, 0]]))
     assert seen
@@ -380,6 +381,7 @@ FORKED = """
 import multiprocessing, numpy as np
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
+from kqeq_md.process import OneProcess
 from kqeq_md.structure import Structure
 
 def energy(x):
