@@ -6,38 +6,22 @@ import argparse
 import contextlib
 import logging
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from ase import Atoms
-from ase.io import read as read_structure
-
-from kqeq_md.ase import structure_from_atoms
 from kqeq_md.errors import KqeqError
-from kqeq_md.ipi_driver.connection import await_first_word, close, connect, open_inet, open_unix, take_getforce
-from kqeq_md.ipi_driver.protocol import (
-    DriverError,
-    Request,
-    ServerGone,
-    check_parameters,
-    decode_header,
-    decode_init,
-    decode_request,
-    encode_header,
-    encode_result,
-    read_exactly,
-)
-from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
-from kqeq_md.quiet import quietly
-from kqeq_md.structure import Result, Structure
+from kqeq_md.ipi_driver.connection import await_first_word, close, connect, open_inet, open_unix
+from kqeq_md.ipi_driver.conversation import serve
+from kqeq_md.ipi_driver.evaluation import Evaluation, read_template
+from kqeq_md.ipi_driver.protocol import Answer, Request, ServerGone, Stream
+from kqeq_md.ipi_driver.settings import OPEN, PERIODIC, READERS, Settings
+from kqeq_md.ipi_driver.shared_memory import SharedMemory
+from kqeq_md.model import load_model
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
-
-_WANT = ("forces", "charges", "dipole")
 
 _EPILOG = """\
 example, to be started before or after `i-pi input.xml`:
@@ -46,120 +30,46 @@ example, to be started before or after `i-pi input.xml`:
 and in input.xml:
   <ffsocket name='kqeq' mode='unix' pbc='false'>
     <address> nacl </address>
+    <parameters> {charge: 1, efield: 0 0 0.05} </parameters>
   </ffsocket>
 
-Without -u, give <ffsocket mode='inet'> with the same <address> (a host) and <port>.
+Without -u or --shm, give <ffsocket mode='inet'> with the same <address> (a host) and <port>.
 Keep pbc='false': i-PI would otherwise fold the atoms into its cell and tear a cluster apart.
-The extras of each reply are one JSON object: charges (e) and, where it has a meaning, dipole (e bohr).
+<parameters> may be absent. They take the names of the options charge, efield, charges, fragments, part, extras
+(names with blanks between them), pbc and slab; what they say must not contradict the command line.
+<ffsocket batch_size='8'> sends 8 beads at once: --threads share them, and each keeps its charges to start from.
+The extras of each reply are one JSON object: charges (e), dipole (e bohr) where it has a meaning, and BEC (e).
+
+Inside i-PI, without a socket:
+  <ffdirect name='kqeq' pbc='false'>
+    <pes> custom </pes> <pes_path> (what `kqeq-ipi --pes-path` prints) </pes_path>
+    <parameters> {model: nacl.kqeq, template: start.xyz, charge: 1, efield: 0 0 0.05} </parameters>
+  </ffdirect>
 """
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Answers requests that differ in positions and cell; all else is the template's.
+class Client:
+    """Answers i-PI over one connection after the other."""
 
-    Attributes:
-        template: elements in i-PI's order, boundary, total charge and field.
-    """
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._before, self._evaluation = evaluation, evaluation
+        self.replies = 0
 
-    potential: Potential
-    template: Structure
-
-    def __call__(self, request: Request) -> bytes:
-        """The reply to one request; errors as in `evaluate`."""
-        return encode_result(self.evaluate(request), with_charges=self.potential.has_charges)
-
-    def evaluate(self, request: Request) -> Result:
-        """What the potential finds.
+    def begin(self, parameters: Mapping[str, str]) -> None:
+        """Take the `<parameters>` of the ffsocket beside the command line's settings.
 
         Raises:
-            KqeqError: the structure, the field or the result is refused.
+            KqeqError: parameters that are unknown, contradict the command line, or are refused.
         """
-        # i-PI sends a cell even where the boundaries are open
-        cell = self.template.cell if self.template.boundary == "open" else request.cell
-        structure = replace(self.template, positions=request.positions, cell=cell)
-        has_virial = self.potential.has_virial(structure)
-        return self.potential.compute(structure, want=(*_WANT, "virial") if has_virial else _WANT)
+        self._evaluation = self._before.with_parameters(parameters)
 
+    def evaluate(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer for each structure; errors as for `Evaluation`."""
+        return self._evaluation(requests)
 
-def serve(connection: socket.socket, evaluate: Callable[[Request], bytes], n_atoms: int) -> int:
-    """Answer i-PI until it says EXIT, and count the replies.
-
-    Raises:
-        ServerGone: the connection was closed without EXIT.
-        KqeqError: a message, a structure or a result that is refused.
-    """
-    read = partial(read_exactly, connection)
-    initialised = False
-    reply: bytes | None = None
-    replies = 0
-    while (message := decode_header(read)) != "EXIT":
-        wanted = message == "GETFORCE"
-        if message == "STATUS":
-            connection.sendall(encode_header(_status(initialised, reply)))
-        elif message == "INIT":
-            check_parameters(decode_init(read))
-            initialised = True
-        elif message == "POSDATA":
-            request = decode_request(read, n_atoms)
-            wanted = take_getforce(connection)
-            reply = evaluate(request)
-        if wanted:
-            if reply is None:
-                raise DriverError("GETFORCE must follow POSDATA, got it from i-PI before any positions")
-            connection.sendall(reply)
-            reply = None
-            replies += 1
-    return replies
-
-
-def _status(initialised: bool, reply: bytes | None) -> str:
-    # NEEDINIT comes first even though nothing is needed: only INIT tells the size of batches
-    if not initialised:
-        return "NEEDINIT"
-    return "READY" if reply is None else "HAVEDATA"
-
-
-def read_template(path: str, pbc: bool | None) -> Atoms:
-    """The first frame of a file that ASE reads, with its boundary replaced unless `pbc` is None.
-
-    Raises:
-        DriverError: a file that ASE cannot read, or no cell where one is needed.
-    """
-    try:
-        atoms = read_structure(path, index=0)
-    except Exception as error:  # the readers of ASE raise whatever a foreign file makes them stumble over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DriverError(f"`--template` must be a file that ASE can read, got {path}: {reason}") from None
-    if pbc is not None:
-        atoms.pbc = pbc
-    if atoms.pbc.any() and atoms.cell.rank < 3:
-        raise DriverError(f"`--template` must have a cell for periodic boundaries, got none in {path}")
-    return atoms
-
-
-def _prepare(arguments: argparse.Namespace) -> Evaluation:
-    """Load the model and evaluate the template once: i-PI stalls on a driver that is connected but not ready.
-
-    Raises:
-        KqeqError: the model, the template or the field is refused.
-    """
-    potential = Potential(arguments.model, threads=arguments.threads)
-    atoms = read_template(arguments.template, arguments.pbc)
-    template = structure_from_atoms(atoms, arguments.charge, arguments.efield)
-    evaluate = Evaluation(potential, template)
-    # with a potential of its own, so that the first step starts from nothing, as in any other engine
-    trial = Evaluation(Potential(potential.model, threads=potential.threads), template)
-    with quietly():  # what is to be warned of is warned of in the first step
-        result = trial.evaluate(Request(cell=template.cell, positions=template.positions))
-    logger.info("%d atoms, boundary: %s, charge %g e", len(template), template.boundary, template.charge)
-    if not potential.has_charges:
-        logger.warning("%s", NO_SUCH_CHARGES)
-    elif result.dipole is None:
-        logger.warning("no dipole in the extras: it has no meaning for a cell whose charges flow freely")
-    if result.virial is None:
-        logger.warning("%s: i-PI gets nan, and the cell has to stay", NO_VIRIAL)
-    return evaluate
+    def served(self, n_structures: int) -> None:
+        """Count the structures that i-PI has got."""
+        self.replies += n_structures
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -168,8 +78,21 @@ def _run(arguments: argparse.Namespace) -> None:
     Raises:
         KqeqError: anything that is refused, the absence of the server included.
     """
-    evaluate = _prepare(arguments)
-    if arguments.unix:
+    settings = Settings(**{name: getattr(arguments, name) for name, _ in READERS.values()})
+    model, atoms = load_model(arguments.model), read_template(arguments.template)
+    client = Client(Evaluation(model, atoms, settings, arguments.threads))
+    while not _serve_once(arguments, client, len(atoms)) and arguments.reconnect:
+        logger.warning("trying to connect again (--reconnect)")
+    logger.info("%d structures in all", client.replies)
+
+
+def _serve_once(arguments: argparse.Namespace, client: Client, n_atoms: int) -> bool:
+    """Connect and answer; whether i-PI has said EXIT.
+
+    Raises:
+        KqeqError: anything that is refused, the absence of the server included.
+    """
+    if arguments.unix or arguments.shm:
         place = arguments.sockets_prefix + arguments.address
         open_socket = partial(open_unix, place)
     else:
@@ -179,12 +102,15 @@ def _run(arguments: argparse.Namespace) -> None:
     logger.info("connected to i-PI at %s", place)
     try:
         await_first_word(connection, place, arguments.wait)
-        replies = serve(connection, evaluate, len(evaluate.template))
-        logger.info("i-PI said EXIT after %d replies", replies)
+        wire = SharedMemory(n_atoms) if arguments.shm else Stream(n_atoms)
+        serve(connection, wire, client, client.served)
     except (ServerGone, ConnectionError, TimeoutError):
         logger.warning("i-PI closed the connection without EXIT")
+        return False
     finally:
         close(connection)
+    logger.info("i-PI said EXIT")
+    return True
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,12 +120,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _field(text: str) -> tuple[float, float, float]:
-    try:
-        x, y, z = (float(word) for word in text.split())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be three numbers in V/Angstrom, got {text!r}") from None
-    return x, y, z
+class _PrintPesPath(argparse.Action):
+    """Like --version: prints, and leaves."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.exit(0, f"{Path(__file__).with_name('pes.py')}\n")
+
+
+def _setting(name: str) -> Callable[[str], Any]:
+    """The reader of a setting, as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            return READERS[name][1](text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+
+    return read
 
 
 def _seconds(text: str) -> float:
@@ -235,46 +172,64 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-m", "--model", required=True, metavar="MODEL", help="a .kqeq file")
     add(
-        "-t",
-        "--template",
-        required=True,
-        metavar="FILE",
+        "-t", "--template", required=True, metavar="FILE",
         help="a structure that ASE reads: the elements in i-PI's order, and the boundary",
-    )
-    add("-u", "--unix", action="store_true", help="unix socket instead of a network (inet) socket")
+    )  # fmt: skip
+    _add_connection(parser)
+    _add_settings(parser)
+    add(
+        "--threads", type=_threads, metavar="N",
+        help="how many work at once (default: KQEQ_NUM_THREADS, or what the scheduler gives)",
+    )  # fmt: skip
+    add("--pes-path", action=_PrintPesPath, nargs=0, help="print the file that <ffdirect> takes as <pes_path>")
+    add("-v", "--verbose", action="store_true", help="say what happens")
+    return parser
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("-u", "--unix", action="store_true", help="unix socket instead of a network (inet) socket")
+    mode.add_argument("--shm", action="store_true", help="shared memory beside a unix socket (<ffsocket mode='shm'>)")
     add("-a", "--address", default="localhost", help="host, or name of a unix socket (default: %(default)s)")
     add("-p", "--port", type=_port, default=65535, help="port of the inet socket (default: %(default)s)")
     add(
-        "-S",
-        "--sockets-prefix",
-        "--sockets_prefix",
-        default="/tmp/ipi_",
-        metavar="PREFIX",
+        "-S", "--sockets-prefix", "--sockets_prefix", default="/tmp/ipi_", metavar="PREFIX",
         help="what i-PI puts before the name of a unix socket (default: %(default)s)",
-    )
-    add("--charge", type=float, default=0.0, metavar="Q", help="total charge in e (default: 0)")
-    add(
-        "--efield",
-        type=_field,
-        default=(0.0, 0.0, 0.0),
-        metavar='"X Y Z"',
-        help='static field in V/Angstrom (default: "0 0 0")',
-    )
-    add(
-        "--pbc",
-        action=argparse.BooleanOptionalAction,
-        help="periodic or open boundaries, instead of the template's: "
-        "i-PI always sends a cell, so the driver cannot tell from that",
-    )
-    add(
-        "--threads",
-        type=_threads,
-        metavar="N",
-        help="how many work at once (default: KQEQ_NUM_THREADS, or what the scheduler gives)",
-    )
+    )  # fmt: skip
     add("--wait", type=_seconds, default=60.0, metavar="SECONDS", help="time to wait for i-PI (default: 60)")
-    add("-v", "--verbose", action="store_true", help="say what happens")
-    return parser
+    add("--reconnect", action="store_true", help="wait for i-PI again when it closes the connection without EXIT")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--charge", type=_setting("charge"), metavar="Q", help="total charge in e (default: 0)")
+    add("--efield", type=_setting("efield"), metavar='"X Y Z"', help='static field in V/Angstrom (default: "0 0 0")')
+    add(
+        "--charges", type=_setting("charges"), metavar="qeq|fragments|split",
+        help="how charge flows (default: as the model was trained)",
+    )  # fmt: skip
+    add(
+        "--fragments", type=_setting("fragments"), metavar="connectivity|ARRAY",
+        help="charge stays in molecules, found in the template or numbered by one of its arrays",
+    )  # fmt: skip
+    add(
+        "--part", type=_setting("part"), metavar="all|short|charge",
+        help="a part of the energy, for multiple time steps and ring-polymer contraction (default: all)",
+    )  # fmt: skip
+    add(
+        "--extras", type=_setting("extras"), metavar="dipole,charges,bec|none",
+        help="what goes to i-PI beside forces; bec: Born effective charges (default: dipole and charges, if defined)",
+    )  # fmt: skip
+    boundary = parser.add_mutually_exclusive_group()
+    boundary.add_argument(
+        "--pbc", action="store_const", const=PERIODIC,
+        help="periodic boundaries instead of the template's: i-PI always sends a cell, which tells nothing",
+    )  # fmt: skip
+    boundary.add_argument("--no-pbc", action="store_const", const=OPEN, dest="pbc", help="open boundaries")
+    boundary.add_argument(
+        "--slab", type=_setting("slab"), dest="pbc", metavar="x|y|z", help="open along one lattice vector"
+    )
 
 
 @contextlib.contextmanager

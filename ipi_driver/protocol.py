@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,11 @@ Read = Callable[[int], bytes]
 HEADER_LENGTH = 12
 _FROM_SERVER = ("EXIT", "STATUS", "INIT", "POSDATA", "GETFORCE")
 
-
 LONGEST_INIT = 1 << 20
 """Bytes; i-PI sends a few dozen."""
+
+LARGEST_BATCH = 1 << 16
+"""Structures in one message; i-PI sends as many as there are replicas, or fewer."""
 
 
 class DriverError(KqeqError):
@@ -94,8 +96,8 @@ def decode_init(read: Read) -> dict[str, str]:
     Raises:
         DriverError: the announced length is negative or absurd.
     """
-    _integer(read)  # the number of the bead, which repeats nothing that the positions do not tell
-    length = _integer(read)
+    decode_integer(read)  # the number of the bead, which repeats nothing that the positions do not tell
+    length = decode_integer(read)
     if not 0 <= length <= LONGEST_INIT:
         raise DriverError(f"the length of the INIT text must lie between 0 and {LONGEST_INIT}, got {length} from i-PI")
     words = read(length).decode("utf-8", "replace").split(",")
@@ -103,80 +105,139 @@ def decode_init(read: Read) -> dict[str, str]:
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
-def check_parameters(parameters: Mapping[str, str]) -> None:
-    """Refuse what would otherwise be dropped in silence and change the physics or the wire.
+def decode_batch_size(text: str) -> int:
+    """How many structures each message will hold.
 
     Raises:
-        DriverError: `batch_size` above 1, or any `<parameters>` in i-PI's input.
+        DriverError: no number, or an absurd one.
     """
-    batch_size = parameters.get("batch_size", "1")
-    if batch_size != "1":
-        raise DriverError(f"`batch_size` must be 1 in this version, got {batch_size} from i-PI")
-    for name in parameters:
-        if name != "batch_size":
-            raise DriverError(
-                f"`<parameters>` of the ffsocket must be empty, got {name!r}: "
-                "--charge and --efield of kqeq-ipi set the charge and the field"
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_BATCH):
+        raise DriverError(f"`batch_size` must lie between 1 and {LARGEST_BATCH}, got {text} from i-PI")
+    return int(text)
+
+
+class Stream:
+    """Positions and forces as bytes of the socket.
+
+    Attributes:
+        n_atoms: of each structure.
+        batch_size: structures in each message.
+    """
+
+    def __init__(self, n_atoms: int) -> None:
+        self.n_atoms, self.batch_size = n_atoms, 1
+
+    def receive(self, read: Read) -> list[Request]:
+        """The body of a POSDATA message: h (3x3) and its inverse, the number of atoms, the positions; in batches the
+        number comes first, then all cells, then all positions.
+
+        Raises:
+            DriverError: not `n_atoms` atoms, or numbers that are not finite.
+        """
+        if self.batch_size == 1:
+            cells = [read(144)[:72]]
+            check_atoms(decode_integer(read), self.n_atoms)
+        else:
+            check_atoms(decode_integer(read), self.n_atoms)
+            cells = [read(144)[:72] for _ in range(self.batch_size)]
+        h_kcc = [np.frombuffer(cell).reshape(3, 3) for cell in cells]
+        return [request_from(h_cc, np.frombuffer(read(24 * self.n_atoms)).reshape(self.n_atoms, 3)) for h_cc in h_kcc]
+
+    def reply(self, answers: Sequence[Answer]) -> bytes:
+        """The message FORCEREADY: energies, the number of atoms, forces, virials, and the extras of each structure."""
+        return b"".join(
+            (
+                encode_header("FORCEREADY"),
+                *(np.float64(answer.energy).tobytes() for answer in answers),
+                np.int32(self.n_atoms).tobytes(),
+                *(answer.forces.tobytes() for answer in answers),
+                *(answer.virial.tobytes() for answer in answers),
+                encode_extras(answers),
             )
+        )
 
 
-def decode_request(read: Read, n_atoms: int) -> Request:
-    """The body of a POSDATA message: h (3x3), its inverse, the number of atoms, the positions.
-
-    The lattice vectors are the COLUMNS of h.
+def check_atoms(n: int, n_atoms: int) -> None:
+    """Refuse structures of another size.
 
     Raises:
-        DriverError: not `n_atoms` atoms, or numbers that are not finite.
+        DriverError: not `n_atoms` atoms.
     """
-    h_ck = _finite("cell", np.frombuffer(read(72)), "from i-PI").reshape(3, 3)
-    read(72)  # the inverse of h
-    n = _integer(read)
     if n != n_atoms:
-        raise DriverError(f"the number of atoms must be {n_atoms}, as in the template, got {n} from i-PI")
-    r_nc = _finite("positions", np.frombuffer(read(24 * n)).reshape(n, 3), "from i-PI")
-    return Request(cell=h_ck.T * BOHR, positions=r_nc * BOHR)
+        raise DriverError(
+            f"the number of atoms must be {n_atoms}, as in the template, got {n} from i-PI"
+            + ("" if 0 < n < 1 << 24 else ": is the mode of the ffsocket (unix, inet, shm) that of the driver?")
+        )
 
 
-def encode_result(result: Result, with_charges: bool = True) -> bytes:
-    """The answer to GETFORCE: header, energy, number of atoms, forces, virial -dE/d(strain), extras.
+def request_from(h_cc: Floats, r_nc: Floats) -> Request:
+    """A request in Angstrom, from bohr; the lattice vectors are the COLUMNS of h.
+
+    Raises:
+        DriverError: numbers that are not finite.
+    """
+    h_cc, r_nc = _finite("cell", h_cc, "from i-PI"), _finite("positions", r_nc, "from i-PI")
+    return Request(cell=h_cc.T * BOHR, positions=r_nc * BOHR)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What i-PI gets for one structure, in atomic units.
+
+    Attributes:
+        energy: hartree.
+        forces: hartree/bohr, shape (n, 3).
+        virial: -dE/d(strain), hartree, shape (3, 3); nan where it has no meaning.
+        extras: text, one JSON object or nothing.
+    """
+
+    energy: float
+    forces: Floats
+    virial: Floats
+    extras: str
+
+
+def answer_from(result: Result, extras: Collection[str] = (), born_charges: Floats | None = None) -> Answer:
+    """The answer of a result.
 
     Args:
-        result: energy, charges, forces and virial (nan goes out where there is none); its dipole goes into the extras
-            where there is one.
-        with_charges: False for a model that has none.
+        result: energy, forces and virial (nan goes out where there is none), and what the extras need.
+        extras: of "dipole", "charges" and "bec".
+        born_charges: Z[i, a, b] = dmu_a / dR_ib, e, shape (n, 3, 3), for "bec".
 
     Raises:
         DriverError: a number that is not finite.
     """
-    energy = _finite("energy", result.energy, "from the model") / HARTREE
-    forces = _finite("forces", result.forces, "from the model") * (BOHR / HARTREE)
     undefined = np.full((3, 3), np.nan)
-    virial = undefined if result.virial is None else _finite("virial", result.virial, "from the model") / HARTREE
-    extras = _extras(result, with_charges).encode("utf-8")
-    return b"".join(
-        (
-            encode_header("FORCEREADY"),
-            energy.tobytes(),
-            np.int32(len(forces)).tobytes(),
-            forces.tobytes(),
-            virial.tobytes(),
-            np.int32(len(extras)).tobytes(),
-            extras,
-        )
+    return Answer(
+        energy=float(_finite("energy", result.energy, "from the model") / HARTREE),
+        forces=_finite("forces", result.forces, "from the model") * (BOHR / HARTREE),
+        virial=undefined if result.virial is None else _finite("virial", result.virial, "from the model") / HARTREE,
+        extras=_json(result, extras, born_charges),
     )
 
 
-def _extras(result: Result, with_charges: bool) -> str:
-    """One JSON object: `charges` (e) where there are any and, where the dipole has a meaning, `dipole` (e bohr)."""
+def _json(result: Result, names: Collection[str], born_charges: Floats | None) -> str:
+    """One JSON object: `charges` (e), `dipole` (e bohr), `BEC` (e; row 3i+b, column a: dmu_a / dR_ib)."""
     extras = {}
-    if with_charges:
+    if "charges" in names:
         extras["charges"] = _finite("charges", result.charges, "from the model").tolist()
-    if result.dipole is not None:
+    if "dipole" in names:
         extras["dipole"] = (_finite("dipole", result.dipole, "from the model") / BOHR).tolist()
-    return json.dumps(extras)
+    if "bec" in names:
+        born = _finite("born_charges", born_charges, "from the model")
+        extras["BEC"] = born.transpose(0, 2, 1).reshape(-1, 3).tolist()
+    return json.dumps(extras) if extras else ""
 
 
-def _integer(read: Read) -> int:
+def encode_extras(answers: Sequence[Answer]) -> bytes:
+    """Length in bytes and text, for each answer."""
+    texts = [answer.extras.encode("utf-8") for answer in answers]
+    return b"".join(np.int32(len(text)).tobytes() + text for text in texts)
+
+
+def decode_integer(read: Read) -> int:
+    """The next int32."""
     return int(np.frombuffer(read(4), dtype=np.int32)[0])
 
 

@@ -199,15 +199,24 @@ class KQEq(Calculator):
         """Molecule numbers from the array of the atoms that `fragments` names."""
         if self._array is None:
             return
-        if self._array not in self.atoms.arrays:
-            raise ChargeError(
-                f'`fragments` must be "{CONNECTIVITY}", molecule numbers, lists of atoms, or an array of the atoms '
-                f"with whole numbers ({', '.join(_numberings(self.atoms)) or 'it has none'}), got {self._array!r}"
-            )
-        numbers = self.atoms.arrays[self._array]
+        numbers = molecule_numbers(self.atoms, self._array)
         if self._numbers is None or not np.array_equal(numbers, self._numbers):
             self._numbers = numbers.copy()
             self.potential.use_fragments(self._numbers)
+
+
+def molecule_numbers(atoms: Atoms, array: str) -> NDArray[np.int64]:
+    """Molecule numbers from the array of the atoms with this name, shape (n,).
+
+    Raises:
+        ChargeError: no such array.
+    """
+    if array not in atoms.arrays:
+        raise ChargeError(
+            f'`fragments` must be "{CONNECTIVITY}", molecule numbers, lists of atoms, or an array of the atoms '
+            f"with whole numbers ({', '.join(_numberings(atoms)) or 'it has none'}), got {array!r}"
+        )
+    return atoms.arrays[array]
 
 
 def _numberings(atoms: Atoms) -> list[str]:

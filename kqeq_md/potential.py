@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -51,7 +52,13 @@ NO_SUCH_CHARGES = "the model has no charges: it is nothing but a short-range pot
 NEARLY_HALF = 0.45
 """Of a lattice vector: bonds of fragments that long are warned of in a field."""
 
+NAMED_ATOMS = 8
+"""At most, in messages."""
+
 KERNELS = ("low_rank", "exact")
+
+PARTS = ("all", "short", "charge")
+"""E, E_short alone, and E without E_short."""
 
 ROUGHEST = 0.1
 """eV/Angstrom. Errors beyond it are those of no force field."""
@@ -81,6 +88,8 @@ class Potential:
         reference_charges: q0 of elements for split charges, e, instead of the model's; elements that are not named
             have 0.
         kernel: "exact", the kernel of the sparse points, or "low_rank"; None for the low rank if the model has one.
+        part: "all", or one of two parts that add up to it, for engines that evaluate them on different scales: "short",
+            E_short, which knows no charges, total charge or field, and "charge", the charges' energy in the field.
         threads: how many work at once, at most one for each core; None for the environment's number, or what the
             scheduler gives (`threads.kernel_threads`). Results differ by rounding alone.
 
@@ -102,6 +111,7 @@ class Potential:
         reference_charges: Mapping[str, float] | None = None,
         threads: int | None = None,
         kernel: str | None = None,
+        part: str = "all",
     ) -> None:
         for name, value, low, high in (
             ("accuracy", accuracy, FINEST, ROUGHEST), ("tolerance", tolerance, TIGHTEST, LOOSEST),
@@ -114,18 +124,37 @@ class Potential:
         self.accuracy, self.tolerance = float(accuracy), float(tolerance)
         self.threads = kernel_threads(threads)
         self._use_exact = self._exact(kernel)
+        self._vacuum = vacuum
+        if part not in PARTS:
+            raise KqeqError(f"`part` must be {', '.join(PARTS)}, got {part!r}")
+        self.part = part
+        self.has_charges = self.model.has_charges and part != "short"
+        if self.model.has_charges:
+            self._charge_model = self._choose_charges(charges, fragments, fragment_charges, reference_charges)
+        elif part == "charge" or not charges is fragments is fragment_charges is reference_charges is None:
+            raise ChargeError(NO_SUCH_CHARGES)
+        self._leaks, self._said = LeakWatch(), set[str]()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what structures that follow each other share."""
         self._alone, self._rank = OneProcess(), Rank()
-        self.has_charges = self.model.has_charges
         if self.has_charges:
             self._electrostatics = Electrostatics(
-                self.model.gaussian_width, self.model.hardness, self.accuracy, vacuum, self.threads
+                self.model.gaussian_width, self.model.hardness, self.accuracy, self._vacuum, self.threads
             )
-            self._charge_model = self._choose_charges(charges, fragments, fragment_charges, reference_charges)
             self._charges = ChargeSolver(self.tolerance, self.threads)
-        elif not charges is fragments is fragment_charges is reference_charges is None:
-            raise ChargeError(NO_SUCH_CHARGES)
-        self._leaks = LeakWatch()
-        self._warned_charged_cell = self._warned_stretched = False
+
+    def twin(self) -> Potential:
+        """Another one of the same for a second trajectory, such as another replica.
+
+        Both share the kernels and the fragments, not neighbour lists and charges; they may compute at the same time in
+        two threads. What one of them has warned of, the other does not.
+        """
+        self._kernels  # noqa: B018  (made once, before there are two)
+        out = copy(self)
+        out._begin()
+        return out
 
     def _exact(self, kernel: str | None) -> bool:
         if kernel not in (None, *KERNELS):
@@ -286,8 +315,8 @@ class Potential:
         return LocalPart(self._kernels, species, process.pairs(self.cutoff, self.threads), process.halo, self.threads)
 
     def _short_range(self, structure: Structure, domain: Domain | None, want: Collection[str] | None) -> Result:
-        """The result of a model without charges: E = E_short."""
-        if structure.charge != 0.0 or structure.field.any():
+        """The result without charges: E = E_short."""
+        if not self.model.has_charges and (structure.charge != 0.0 or structure.field.any()):
             raise ChargeError(
                 f"{NO_SUCH_CHARGES}; total charge and field must be zero, got {structure.charge:g} e and "
                 f"{structure.field.tolist()} V/Angstrom"
@@ -344,7 +373,8 @@ class Potential:
         forces = virial = dipole = None
         if "forces" in wanted or "virial" in wanted:
             charges = site.leave(equilibrium.charges)
-            grad_r, strain = local.carried_home(local.gradient(charges, state.reference_gradient))
+            whole = float(self.part == "all")
+            grad_r, strain = local.carried_home(local.gradient(charges, state.reference_gradient, whole))
             grad_site, grad_strain = electrostatic_gradient(problem, hold, equilibrium)
             forces = -restored(grad_r + site.leave(grad_site), order)
             strain = strain + grad_strain
@@ -354,8 +384,9 @@ class Potential:
         residual = None
         if self.charge_model.name == "split" and site.reference is None:
             residual = problem.constraint.excess(site.enter(local.reference_charge))
-        energies = site.leave(equilibrium.energies) + local.energies
-        short_range = float(state.halo.sum(local.energies.sum()))
+        short_ranges = local.energies if self.part == "all" else np.zeros_like(local.energies)
+        energies = site.leave(equilibrium.energies) + short_ranges
+        short_range = float(state.halo.sum(short_ranges.sum()))
         electric = float(site.halo.sum(equilibrium.energies.sum()))
         field_energy = -float(problem.field @ equilibrium.dipole)
         return Result(
@@ -405,8 +436,8 @@ class Potential:
         self._rank.forget()
 
     def _warn_charged_cell(self, structure: Structure) -> None:
-        if structure.periodic and structure.charge != 0 and not self._warned_charged_cell:
-            self._warned_charged_cell = True
+        if structure.periodic and structure.charge != 0 and "charged cell" not in self._said:
+            self._said.add("charged cell")
             log.warning(
                 "periodic cell with total charge %g e: a uniform background neutralises it; "
                 "energies of cells of different size or charge are not comparable",
@@ -414,11 +445,11 @@ class Potential:
             )
 
     def _warn_stretched_fragment(self, structure: Structure, hold: Hold) -> None:
-        if self._warned_stretched or hold.fragments is None or not (structure.field.any() and any(structure.pbc)):
+        if "stretched" in self._said or hold.fragments is None or not (structure.field.any() and any(structure.pbc)):
             return
         span = hold.fragments.span(structure)
         if span > NEARLY_HALF:
-            self._warned_stretched = True
+            self._said.add("stretched")
             log.warning(
                 "a bond of a fragment spans %.2f of the cell: at 0.5 another image becomes the nearest one, and the "
                 "energy in the field jumps; take a larger cell", span,
@@ -442,14 +473,18 @@ def _check_structure(structure: Structure) -> None:
 
 
 def _check_finite(result: Result) -> None:
-    """Refuse energies, forces or charges that overflow or are undefined."""
-    for name in ("charges", "forces", "virial"):
-        values = getattr(result, name)
-        if values is not None and not np.isfinite(values).all():
-            raise ChargeError(f"`{name}` must be finite, got {values[~np.isfinite(values)][0]}: look at the positions, "
-                              "the total charge and the field")  # fmt: skip
-    if not np.isfinite(result.energy):
-        raise ChargeError(f"`energy` must be finite, got {result.energy}: look at the total charge and the field")
+    """Refuse energies, forces or charges that overflow or are undefined, and name the atoms."""
+    for name in ("charges", "forces", "virial", "energy"):
+        values = np.asarray(getattr(result, name), dtype=np.float64)  # nan for None
+        bad = ~np.isfinite(values)
+        if getattr(result, name) is not None and bad.any():
+            where = ""
+            if name in ("charges", "forces"):
+                atoms = np.unique(np.argwhere(bad)[:, 0])
+                more = f" and {len(atoms) - NAMED_ATOMS} more" if len(atoms) > NAMED_ATOMS else ""
+                where = f" for atoms {', '.join(map(str, atoms[:NAMED_ATOMS]))}{more} (counted from 0)"
+            raise ChargeError(f"`{name}` must be finite, got {values[bad][0]}{where}: look at the positions, the total "
+                              "charge and the field")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

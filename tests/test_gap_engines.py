@@ -17,8 +17,10 @@ from ase.io import write
 from kqeq_md.ase import KQEq
 from kqeq_md.cli import main
 from kqeq_md.errors import ChargeError
-from kqeq_md.ipi_driver.client import Evaluation
+from kqeq_md.ipi_driver.evaluation import Evaluation
 from kqeq_md.ipi_driver.protocol import Request
+from kqeq_md.ipi_driver.settings import Settings
+from kqeq_md.model import load_model
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment, program
 from kqeq_md.response import response
@@ -148,14 +150,12 @@ def test_lammps(gap: Path, cluster: dict[str, Any], atom_style: str, tmp_path: P
 
 def test_ipi(gap: Path, crystal: dict[str, Any]) -> None:
     """The bytes that go to i-PI; the sockets are those of every other model."""
-    structure = structure_of(crystal)
-    evaluate = Evaluation(Potential(gap), structure)
-    result = evaluate.evaluate(Request(cell=structure.cell, positions=structure.positions))
-    assert result.energy == pytest.approx(crystal["energy"], abs=ENERGY * len(structure), rel=0)
-    np.testing.assert_allclose(result.virial, crystal["virial"], atol=1e-6)
-    reply = evaluate(Request(cell=structure.cell, positions=structure.positions))
-    assert b"charges" not in reply
-    assert b"dipole" not in reply
+    atoms = Atoms(crystal["numbers"], crystal["positions"], cell=crystal["cell"], pbc=True)
+    request = Request(cell=atoms.cell.array, positions=atoms.positions)
+    (answer,) = Evaluation(load_model(gap), atoms, Settings())([request])
+    assert answer.energy * HARTREE == pytest.approx(crystal["energy"], abs=ENERGY * len(atoms), rel=0)
+    np.testing.assert_allclose(answer.virial * HARTREE, crystal["virial"], atol=1e-6)
+    assert answer.extras == ""
 
 
 def test_eval_and_diagnose(gap: Path, crystal: dict[str, Any], tmp_path: Path, capsys: Any) -> None:

@@ -1,0 +1,163 @@
+"""From structures to answers: a potential for each replica, and what goes to i-PI as extras."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from ase import Atoms
+from ase.io import read as read_structure
+from numpy.typing import NDArray
+
+from kqeq_md.ase import molecule_numbers, structure_from_atoms
+from kqeq_md.charges.charge_model import CONNECTIVITY
+from kqeq_md.ipi_driver.protocol import Answer, DriverError, Request, answer_from
+from kqeq_md.ipi_driver.settings import Settings, read_settings
+from kqeq_md.model import Model
+from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
+from kqeq_md.response import response
+from kqeq_md.structure import Structure
+from kqeq_md.threads import in_parallel, worthwhile
+
+logger = logging.getLogger("kqeq_md.ipi_driver")
+
+IN_PARAMETERS, ON_COMMAND_LINE = "in <parameters>", "on the command line"
+
+
+class Evaluation:
+    """Answers requests that differ in positions and cell; all else is the template's and the settings'.
+
+    It is ready at once: the template is evaluated, so that kernels are compiled and warnings said.
+
+    Args:
+        model: the model.
+        atoms: elements in i-PI's order, boundary, molecule numbers.
+        settings: what is computed.
+        threads: as for `Potential`.
+
+    Raises:
+        KqeqError: the template, the settings, or both together are refused.
+    """
+
+    def __init__(self, model: Model, atoms: Atoms, settings: Settings, threads: int | None = None) -> None:
+        self._model, self._atoms, self._settings, self._wanted_threads = model, atoms, settings, threads
+        self.template = _template(atoms, settings)
+        self._potentials = [
+            Potential(
+                model,
+                charges=settings.charges,
+                fragments=_fragments(atoms, settings.fragments),
+                threads=threads,
+                part=settings.part or "all",
+            )
+        ]
+        self.extras: tuple[str, ...] = ()
+        self._rehearse()
+
+    def __len__(self) -> int:
+        """Atoms of each structure."""
+        return len(self.template)
+
+    def with_parameters(self, parameters: Mapping[str, str]) -> Evaluation:
+        """One that takes the `<parameters>` of the ffsocket too: itself where they say nothing new.
+
+        Raises:
+            KqeqError: parameters that are unknown, contradict the settings, or are refused.
+        """
+        theirs = read_settings(parameters, "`<parameters>`")
+        settings = self._settings.joined(theirs, ON_COMMAND_LINE, IN_PARAMETERS)
+        if settings == self._settings:
+            return self
+        return Evaluation(self._model, self._atoms, settings, self._wanted_threads)
+
+    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer for each structure; the place in the list is the replica.
+
+        Raises:
+            KqeqError: a structure, the field or a result is refused.
+        """
+        first = self._potentials[0]
+        while len(self._potentials) < len(requests):
+            self._potentials.append(first.twin())
+        # many structures, or small ones, are shared among the threads; few large ones share all threads each
+        shared = len(requests) >= first.threads or worthwhile(first.threads, len(self)) == 1
+        pairs = list(zip(self._potentials, requests, strict=False))
+        return in_parallel(lambda pair: self._answer(*pair), pairs, first.threads if shared else 1)
+
+    def _answer(self, potential: Potential, request: Request) -> Answer:
+        structure = self._structure(request)
+        result = potential.compute(structure)
+        born = response(potential, structure).born_charges if "bec" in self.extras else None
+        return answer_from(result, self.extras, born)
+
+    def _structure(self, request: Request) -> Structure:
+        # i-PI sends a cell even where the boundaries are open
+        cell = self.template.cell if self.template.boundary == "open" else request.cell
+        return replace(self.template, positions=request.positions, cell=cell)
+
+    def _rehearse(self) -> None:
+        """Decide on the extras, and evaluate the template: i-PI stalls on a driver that is connected but not ready."""
+        potential = self._potentials[0].twin()  # so that the first step starts from nothing, as in any other engine
+        result = potential.compute(self.template)
+        logger.info(
+            "%d atoms, boundary: %s, charge %g e, part: %s",
+            len(self),
+            self.template.boundary,
+            self.template.charge,
+            potential.part,
+        )
+        self._choose_extras(potential.has_charges, result.dipole is not None)
+        if "bec" in self.extras:
+            response(potential, self.template)
+        if result.virial is None:
+            logger.warning("%s: i-PI gets nan, and the cell has to stay", NO_VIRIAL)
+
+    def _choose_extras(self, has_charges: bool, has_dipole: bool) -> None:
+        """Those that were asked for, or dipole and charges where they have a meaning."""
+        short = self._potentials[0].part == "short"
+        if has_charges:
+            reason = "it has no meaning for a cell whose charges flow freely"
+        else:
+            reason = 'E_short knows no charges (part "short")' if short else NO_SUCH_CHARGES
+        defined = {"charges": has_charges, "dipole": has_dipole, "bec": has_dipole}
+        asked = self._settings.extras
+        if asked is None:
+            self.extras = tuple(name for name in ("dipole", "charges") if defined[name])
+            if not has_charges and not short:
+                logger.warning("%s", NO_SUCH_CHARGES)
+            elif not has_dipole and not short:
+                logger.warning("no dipole in the extras: %s", reason)
+            return
+        for name in asked:
+            if not defined[name]:
+                raise DriverError(f"`extras` must be defined, got `{name}`: {reason}")
+        self.extras = asked
+
+
+def read_template(path: str) -> Atoms:
+    """The first frame of a file that ASE reads.
+
+    Raises:
+        DriverError: a file that ASE cannot read.
+    """
+    try:
+        return read_structure(path, index=0)
+    except Exception as error:  # the readers of ASE raise whatever a foreign file makes them stumble over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DriverError(f"`--template` must be a file that ASE can read, got {path}: {reason}") from None
+
+
+def _template(atoms: Atoms, settings: Settings) -> Structure:
+    atoms = atoms.copy()
+    if settings.pbc is not None:
+        atoms.pbc = settings.pbc
+    if atoms.pbc.any() and atoms.cell.rank < (3 if atoms.pbc.all() else 2):
+        raise DriverError("`--template` must have a cell for periodic boundaries, got none")
+    return structure_from_atoms(atoms, settings.charge or 0.0, settings.efield or (0.0, 0.0, 0.0))
+
+
+def _fragments(atoms: Atoms, name: str | None) -> str | NDArray[np.int64] | None:
+    """What `Potential` takes: molecule numbers from the array of the template with that name."""
+    return name if name in (None, CONNECTIVITY) else molecule_numbers(atoms, name)

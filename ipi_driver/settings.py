@@ -1,0 +1,165 @@
+"""What a driver computes: words of the command line, of i-PI's `<parameters>` and of a PES, read by the same rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kqeq_md.charges.charge_model import CHARGE_MODELS
+from kqeq_md.ipi_driver.protocol import DriverError
+from kqeq_md.potential import PARTS
+
+Vector = tuple[float, float, float]
+Axes = tuple[bool, bool, bool]
+
+EXTRAS = ("dipole", "charges", "bec")
+OPEN, PERIODIC = (False, False, False), (True, True, True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is not said is None.
+
+    Attributes:
+        charge: total charge, e.
+        efield: static field, V/Angstrom.
+        charges: how charge flows, "qeq", "fragments" or "split".
+        fragments: "connectivity", or the name of an array of the template that holds molecule numbers.
+        part: "all", "short" or "charge".
+        extras: which of `EXTRAS` go to i-PI.
+        pbc: periodic along each lattice vector, instead of the template's.
+    """
+
+    charge: float | None = None
+    efield: Vector | None = None
+    charges: str | None = None
+    fragments: str | None = None
+    part: str | None = None
+    extras: tuple[str, ...] | None = None
+    pbc: Axes | None = None
+
+    def joined(self, others: Settings, mine: str, theirs: str) -> Settings:
+        """These and others, said in different places.
+
+        Raises:
+            DriverError: both say something, and not the same.
+        """
+        out = self
+        for field in fields(self):
+            ours, other = getattr(self, field.name), getattr(others, field.name)
+            if ours is not None and other is not None and ours != other:
+                raise DriverError(
+                    f"`{field.name}` must be the same {mine} and {theirs}, got {_spoken(ours)} and {_spoken(other)}"
+                )
+            if ours is None:
+                out = replace(out, **{field.name: other})
+        return out
+
+
+def _spoken(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def read_settings(words: Mapping[str, Any], origin: str) -> Settings:
+    """Settings from names and values, such as `{"charge": "1", "efield": "0 0 0.01"}`.
+
+    Args:
+        words: text, numbers, or sequences of them, with the names of the command line's options.
+        origin: where they stand, for messages.
+
+    Raises:
+        DriverError: unknown names, or values that break their rule.
+    """
+    out: dict[str, Any] = {}
+    for name, value in words.items():
+        if name not in READERS:
+            raise DriverError(f"{origin} must be of {', '.join(READERS)}, got `{name}`")
+        target, read = READERS[name]
+        text = value if isinstance(value, str) else " ".join(map(str, value)) if _many(value) else str(value)
+        try:
+            setting = read(text.strip())
+        except ValueError as error:
+            raise DriverError(f"`{name}` in {origin} {error}, got {text.strip()!r}") from None
+        if out.setdefault(target, setting) != setting:
+            raise DriverError(f"`pbc` and `slab` in {origin} must agree, got {text.strip()!r} for `{name}`")
+    return Settings(**out)
+
+
+def _many(value: object) -> bool:
+    return hasattr(value, "__iter__")
+
+
+def read_number(text: str) -> float:
+    """A finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise ValueError("must be a finite number")
+    return number
+
+
+def read_vector(text: str) -> Vector:
+    """Three numbers, `0 0 0.1`."""
+    try:
+        x, y, z = (read_number(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError("must be three numbers in V/Angstrom") from None
+    return x, y, z
+
+
+def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    """A reader of one of these words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def read_extras(text: str) -> tuple[str, ...]:
+    """Names of extras, `dipole,charges`; none of them for `none`."""
+    names = text.replace(",", " ").split()
+    if names == ["none"]:
+        return ()
+    if not names or set(names) - set(EXTRAS):
+        raise ValueError(f"must be `none` or of {', '.join(EXTRAS)}")
+    return tuple(name for name in EXTRAS if name in names)
+
+
+def read_pbc(text: str) -> Axes:
+    """Periodic along all lattice vectors or along none."""
+    if text.lower() not in ("true", "false", "yes", "no"):
+        raise ValueError("must be true or false")
+    return PERIODIC if text.lower() in ("true", "yes") else OPEN
+
+
+def read_slab(text: str) -> Axes:
+    """Open along one lattice vector, x (the first), y or z."""
+    if text not in ("x", "y", "z"):
+        raise ValueError("must be x, y or z, the lattice vector along which the slab is open")
+    return text != "x", text != "y", text != "z"
+
+
+def read_name(text: str) -> str:
+    """Any word."""
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "charge": ("charge", read_number),
+    "efield": ("efield", read_vector),
+    "charges": ("charges", one_of(CHARGE_MODELS)),
+    "fragments": ("fragments", read_name),
+    "part": ("part", one_of(PARTS)),
+    "extras": ("extras", read_extras),
+    "pbc": ("pbc", read_pbc),
+    "slab": ("pbc", read_slab),
+}
+"""Of each word: which setting it is, and what reads its text or raises ValueError with the rule."""
