@@ -37,7 +37,7 @@ Without -u or --shm, give <ffsocket mode='inet'> with the same <address> (a host
 Keep pbc='false': i-PI would otherwise fold the atoms into its cell and tear a cluster apart.
 <parameters> may be absent. They take the names of the options charge, efield, charges, fragments, part, extras
 (names with blanks between them), pbc and slab; what they say must not contradict the command line.
-<batch_size> 8 </batch_size> there sends 8 beads at once: --threads share them, and each keeps its charges to start from.
+<batch_size> 8 </batch_size> sends 8 beads at once: --threads share them, and each keeps its charges to start from.
 The extras of each reply are one JSON object: charges (e), dipole (e bohr) where it has a meaning, and BEC (e).
 
 Inside i-PI, without a socket:

@@ -114,6 +114,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     gap.set_defaults(run=_import_gap)
 
+    ir = commands.add_parser(
+        "ir",
+        help="infrared spectrum of a trajectory's dipoles",
+        description="The infrared absorption from dipoles along a trajectory: i-PI's extras `dipole` (e bohr), or rows "
+        "`x y z` or `step x y z` (e A). Of beads, i-PI's files PREFIX_0, PREFIX_1, ..., the mean dipole counts; of "
+        "other files, which are independent runs, the mean spectrum. Peaks stand out by 5 % of the highest.",
+    )
+    ir.add_argument("dipoles", metavar="DIPOLE_FILE", nargs="+", type=Path)
+    ir.add_argument("--timestep", metavar="FS", type=float, help="of the dynamics; between rows that have no step")
+    ir.add_argument("--temperature", metavar="K", type=float, help="(default: relative intensities)")
+    ir.add_argument("--volume", metavar="A3", type=float, help="of the cell: absorption in cm^-1, else in km/mol")
+    ir.add_argument("--resolution", metavar="CM1", type=float, help="width of a sharp line, cm^-1 (default 10)")
+    ir.add_argument("--max", metavar="CM1", type=float, help="highest frequency (default: 4000, or what is resolved)")
+    ir.add_argument("-o", "--output", metavar="PLOT.png|.pdf", type=Path, help="plot the spectrum")
+    ir.add_argument("--data", metavar="FILE.dat", type=Path, help="write frequencies and intensities, two columns")
+    ir.add_argument("--json", action="store_true", help="machine-readable, with the whole spectrum")
+    ir.set_defaults(run=_ir)
+
     demo = commands.add_parser(
         "demo",
         help="a LAMMPS run and an i-PI run with the shipped model",
@@ -149,13 +167,13 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, name: str = "--output") -> None:
     """Refuse before the work what could not be written after it."""
     folder = path.resolve().parent
     if not folder.is_dir():
-        raise KqeqError(f"`--output` must lie in a folder that exists, got {path}")
+        raise KqeqError(f"`{name}` must lie in a folder that exists, got {path}")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise KqeqError(f"`--output` must be a file that can be written, got {path}")
+        raise KqeqError(f"`{name}` must be a file that can be written, got {path}")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -323,6 +341,35 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"{name:<18}deviation {value:.1e}, tolerance {TOLERANCES[name]:.0e}")
         print(f"{arguments.model}: {'as trained' if good else 'DEVIATES from its reference'}")
     return 0 if good else 1
+
+
+def _ir(arguments: argparse.Namespace) -> int:
+    from kqeq_md.spectrum.absorption import RESOLUTION, highest_frequency, ir_spectrum, peaks
+    from kqeq_md.spectrum.dipole_files import read_trajectories
+    from kqeq_md.spectrum.plot import check_plot, plot_spectrum
+    from kqeq_md.spectrum.report import as_json, as_text, write_table
+
+    if arguments.timestep is None:
+        raise KqeqError("`--timestep` (fs) must be given: files of dipoles hold steps, not times")
+    if arguments.output is not None:
+        check_plot(arguments.output)
+        _check_output(arguments.output)
+    if arguments.data is not None:
+        _check_output(arguments.data, "--data")
+    trajectories = read_trajectories(arguments.dipoles, arguments.timestep)
+    resolution = RESOLUTION if arguments.resolution is None else arguments.resolution
+    maximum = min(4000.0, highest_frequency(trajectories)) if arguments.max is None else arguments.max
+    spectrum = ir_spectrum(trajectories, resolution, arguments.temperature, arguments.volume, maximum)
+    found = peaks(spectrum)
+    if arguments.json:
+        print(json.dumps(as_json(spectrum, found, resolution, trajectories), indent=1))
+    else:
+        print(as_text(spectrum, found, resolution, trajectories))
+    if arguments.data is not None:
+        write_table(spectrum, arguments.data)
+    if arguments.output is not None:
+        plot_spectrum(spectrum, found, maximum, arguments.output)
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

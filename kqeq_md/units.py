@@ -14,3 +14,15 @@ BOHR = 0.529177210903
 
 EV_PER_A3_IN_BAR = 1.602176634e6
 """bar per eV/Angstrom^3 (the pressure unit of LAMMPS `units metal`)."""
+
+BOLTZMANN = 8.617333262e-5
+"""eV per K."""
+
+LIGHT_SPEED = 2997.92458
+"""Angstrom/fs."""
+
+WAVENUMBER = 1e8
+"""cm^-1 per 1/Angstrom."""
+
+KM_PER_MOL = 602.214076
+"""km/mol per Angstrom^2 cm^-1: the integrated absorption of a mole of molecules from that of one."""

@@ -19,6 +19,7 @@ PHYSICS = [
     *(PACKAGE / f"{name}.py" for name in ("model", "potential", "process", "domain", "ghost_list", "extrapolation")),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
     *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
+    *(PACKAGE / "spectrum" / f"{name}.py" for name in ("absorption", "dipole_files")),
     *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
 ]
 ABOVE = {"train", "lammps_plugin", "ipi_driver", "examples"}

@@ -16,6 +16,7 @@ from kqeq_md.ase import KQEq
 from kqeq_md.models import NACL
 from kqeq_md.programs import environment, libpython, program
 from kqeq_md.structure import Floats
+from kqeq_md.units import EV_PER_A3_IN_BAR
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -106,7 +107,7 @@ def test_pressure_of_a_tilted_cell_is_that_of_lammps_and_ase(start: Start, tmp_p
     np.testing.assert_allclose(first[:6], theirs, atol=1e-4 * np.abs(theirs).max())
     assert first[6] == pytest.approx(theirs[:3].mean(), rel=1e-4)
     atoms.calc = KQEq(NACL)
-    stress = -atoms.get_stress()[[0, 1, 2, 5, 4, 3]] * 1.602176634e6
+    stress = -atoms.get_stress()[[0, 1, 2, 5, 4, 3]] * EV_PER_A3_IN_BAR
     np.testing.assert_allclose(first[:6], stress, atol=1e-4 * np.abs(stress).max())
     assert first[7] == pytest.approx(atoms.get_potential_energy(), rel=1e-7)  # i-PI's electronvolt
 

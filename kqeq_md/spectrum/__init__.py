@@ -1,0 +1,1 @@
+"""Infrared spectra from dipoles along a trajectory."""
