@@ -26,3 +26,9 @@ WAVENUMBER = 1e8
 
 KM_PER_MOL = 602.214076
 """km/mol per Angstrom^2 cm^-1: the integrated absorption of a mole of molecules from that of one."""
+
+KJ_PER_MOL = 1e3 / (1.602176634e-19 * 6.02214076e23)
+"""eV per kJ/mol (the energy unit of OpenMM)."""
+
+NANOMETER = 10.0
+"""Angstrom per nm."""
