@@ -7,19 +7,21 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kqeq_md.errors import KqeqError
 from kqeq_md.ipi_driver.connection import await_first_word, close, connect, open_inet, open_unix
 from kqeq_md.ipi_driver.conversation import serve
-from kqeq_md.ipi_driver.evaluation import Evaluation, read_template
+from kqeq_md.ipi_driver.evaluation import Evaluation
 from kqeq_md.ipi_driver.protocol import Answer, Request, ServerGone, Stream
-from kqeq_md.ipi_driver.settings import OPEN, PERIODIC, READERS, Settings
+from kqeq_md.ipi_driver.settings import READERS, Settings, read_extras
 from kqeq_md.ipi_driver.shared_memory import SharedMemory
 from kqeq_md.model import load_model
+from kqeq_md.options import Parser, add_system_options, one_of, option, read_number, read_template
+from kqeq_md.potential import PARTS
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
 
@@ -113,13 +115,6 @@ def _serve_once(arguments: argparse.Namespace, client: Client, n_atoms: int) -> 
     return True
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors on one line, as everywhere else: argparse would print the usage before them."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 class _PrintPesPath(argparse.Action):
     """Like --version: prints, and leaves."""
 
@@ -127,43 +122,22 @@ class _PrintPesPath(argparse.Action):
         parser.exit(0, f"{Path(__file__).with_name('pes.py')}\n")
 
 
-def _setting(name: str) -> Callable[[str], Any]:
-    """The reader of a setting, as argparse wants it."""
-
-    def read(text: str) -> Any:
-        try:
-            return READERS[name][1](text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0.0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text!r}")
+def _read_seconds(text: str) -> float:
+    seconds = read_number(text)
+    if seconds < 0:
+        raise ValueError("must be a number of seconds, 0 or more")
     return seconds
 
 
-def _port(text: str) -> int:
+def _read_port(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) < 65536):
-        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {text!r}")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+        raise ValueError("must be a port from 1 to 65535")
     return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; address, port and prefix default to i-PI's own defaults."""
-    parser = _Parser(
+    parser = Parser(
         prog="kqeq-ipi",
         description="i-PI driver of a kQEq model: charges are equilibrated again at every step.",
         epilog=_EPILOG,
@@ -176,11 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="a structure that ASE reads: the elements in i-PI's order, and the boundary",
     )  # fmt: skip
     _add_connection(parser)
-    _add_settings(parser)
-    add(
-        "--threads", type=_threads, metavar="N",
-        help="how many work at once (default: KQEQ_NUM_THREADS, or what the scheduler gives)",
-    )  # fmt: skip
+    add_system_options(parser)
+    _add_results(parser)
     add("--pes-path", action=_PrintPesPath, nargs=0, help="print the file that <ffdirect> takes as <pes_path>")
     add("-v", "--verbose", action="store_true", help="say what happens")
     return parser
@@ -192,44 +163,31 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("-u", "--unix", action="store_true", help="unix socket instead of a network (inet) socket")
     mode.add_argument("--shm", action="store_true", help="shared memory beside a unix socket (<ffsocket mode='shm'>)")
     add("-a", "--address", default="localhost", help="host, or name of a unix socket (default: %(default)s)")
-    add("-p", "--port", type=_port, default=65535, help="port of the inet socket (default: %(default)s)")
+    add("-p", "--port", type=option(_read_port), default=65535, help="port of the inet socket (default: %(default)s)")
     add(
         "-S", "--sockets-prefix", "--sockets_prefix", default="/tmp/ipi_", metavar="PREFIX",
         help="what i-PI puts before the name of a unix socket (default: %(default)s)",
     )  # fmt: skip
-    add("--wait", type=_seconds, default=60.0, metavar="SECONDS", help="time to wait for i-PI (default: 60)")
+    add(
+        "--wait",
+        type=option(_read_seconds),
+        default=60.0,
+        metavar="SECONDS",
+        help="time to wait for i-PI (default: 60)",
+    )
     add("--reconnect", action="store_true", help="wait for i-PI again when it closes the connection without EXIT")
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--charge", type=_setting("charge"), metavar="Q", help="total charge in e (default: 0)")
-    add("--efield", type=_setting("efield"), metavar='"X Y Z"', help='static field in V/Angstrom (default: "0 0 0")')
     add(
-        "--charges", type=_setting("charges"), metavar="qeq|fragments|split",
-        help="how charge flows (default: as the model was trained)",
-    )  # fmt: skip
-    add(
-        "--fragments", type=_setting("fragments"), metavar="connectivity|ARRAY",
-        help="charge stays in molecules, found in the template or numbered by one of its arrays",
-    )  # fmt: skip
-    add(
-        "--part", type=_setting("part"), metavar="all|short|charge",
+        "--part", type=option(one_of(PARTS)), metavar="|".join(PARTS),
         help="a part of the energy, for multiple time steps and ring-polymer contraction (default: all)",
     )  # fmt: skip
     add(
-        "--extras", type=_setting("extras"), metavar="dipole,charges,bec|none",
+        "--extras", type=option(read_extras), metavar="dipole,charges,bec|none",
         help="what goes to i-PI beside forces; bec: Born effective charges (default: dipole and charges, if defined)",
     )  # fmt: skip
-    boundary = parser.add_mutually_exclusive_group()
-    boundary.add_argument(
-        "--pbc", action="store_const", const=PERIODIC,
-        help="periodic boundaries instead of the template's: i-PI always sends a cell, which tells nothing",
-    )  # fmt: skip
-    boundary.add_argument("--no-pbc", action="store_const", const=OPEN, dest="pbc", help="open boundaries")
-    boundary.add_argument(
-        "--slab", type=_setting("slab"), dest="pbc", metavar="x|y|z", help="open along one lattice vector"
-    )
 
 
 @contextlib.contextmanager

@@ -6,16 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from ase import Atoms
-from ase.io import read as read_structure
-from numpy.typing import NDArray
 
-from kqeq_md.ase import molecule_numbers, structure_from_atoms
-from kqeq_md.charges.charge_model import CONNECTIVITY
+from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.ipi_driver.protocol import Answer, DriverError, Request, answer_from
 from kqeq_md.ipi_driver.settings import Settings, read_settings
 from kqeq_md.model import Model
+from kqeq_md.options import fragments_of, template_in
 from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
 from kqeq_md.response import response
 from kqeq_md.structure import Structure
@@ -43,12 +40,14 @@ class Evaluation:
 
     def __init__(self, model: Model, atoms: Atoms, settings: Settings, threads: int | None = None) -> None:
         self._model, self._atoms, self._settings, self._wanted_threads = model, atoms, settings, threads
-        self.template = _template(atoms, settings)
+        self.template = structure_from_atoms(
+            template_in(atoms, settings.pbc), settings.charge or 0.0, settings.efield or NO_FIELD
+        )
         self._potentials = [
             Potential(
                 model,
                 charges=settings.charges,
-                fragments=_fragments(atoms, settings.fragments),
+                fragments=fragments_of(settings.fragments, atoms),
                 threads=threads,
                 part=settings.part or "all",
             )
@@ -134,30 +133,3 @@ class Evaluation:
             if not defined[name]:
                 raise DriverError(f"`extras` must be defined, got `{name}`: {reason}")
         self.extras = asked
-
-
-def read_template(path: str) -> Atoms:
-    """The first frame of a file that ASE reads.
-
-    Raises:
-        DriverError: a file that ASE cannot read.
-    """
-    try:
-        return read_structure(path, index=0)
-    except Exception as error:  # the readers of ASE raise whatever a foreign file makes them stumble over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DriverError(f"`--template` must be a file that ASE can read, got {path}: {reason}") from None
-
-
-def _template(atoms: Atoms, settings: Settings) -> Structure:
-    atoms = atoms.copy()
-    if settings.pbc is not None:
-        atoms.pbc = settings.pbc
-    if atoms.pbc.any() and atoms.cell.rank < (3 if atoms.pbc.all() else 2):
-        raise DriverError("`--template` must have a cell for periodic boundaries, got none")
-    return structure_from_atoms(atoms, settings.charge or 0.0, settings.efield or (0.0, 0.0, 0.0))
-
-
-def _fragments(atoms: Atoms, name: str | None) -> str | NDArray[np.int64] | None:
-    """What `Potential` takes: molecule numbers from the array of the template with that name."""
-    return name if name in (None, CONNECTIVITY) else molecule_numbers(atoms, name)

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kqeq_md.errors import ConfigError, KqeqError
-from kqeq_md.ipi_driver.evaluation import Evaluation, read_template
+from kqeq_md.ipi_driver.evaluation import Evaluation
 from kqeq_md.ipi_driver.protocol import Answer, Floats, check_atoms, request_from
 from kqeq_md.ipi_driver.settings import read_settings
 from kqeq_md.model import load_model
+from kqeq_md.options import read_count, read_template
 
 __DRIVER_NAME__ = "kqeq"
 __DRIVER_CLASS__ = "KQEqPES"
@@ -92,9 +93,10 @@ class KQEqPES:
 
 def _threads(value: int | str | None) -> int | None:
     if isinstance(value, str):
-        if not value.isdecimal():
-            raise ConfigError(f"`threads` must be a positive integer, got {value!r}")
-        return int(value)
+        try:
+            return read_count(value)
+        except ValueError as error:
+            raise ConfigError(f"`threads` {error}, got {value!r}") from None
     return value
 
 

@@ -8,13 +8,20 @@ from typing import Any
 
 from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.ipi_driver.protocol import DriverError
+from kqeq_md.options import (
+    OPEN,
+    PERIODIC,
+    Axes,
+    Vector,
+    one_of,
+    read_name,
+    read_number,
+    read_slab,
+    read_vector,
+)
 from kqeq_md.potential import PARTS
 
-Vector = tuple[float, float, float]
-Axes = tuple[bool, bool, bool]
-
 EXTRAS = ("dipole", "charges", "bec")
-OPEN, PERIODIC = (False, False, False), (True, True, True)
 
 
 @dataclass(frozen=True)
@@ -90,37 +97,6 @@ def _many(value: object) -> bool:
     return hasattr(value, "__iter__")
 
 
-def read_number(text: str) -> float:
-    """A finite number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) < float("inf"):
-        raise ValueError("must be a finite number")
-    return number
-
-
-def read_vector(text: str) -> Vector:
-    """Three numbers, `0 0 0.1`."""
-    try:
-        x, y, z = (read_number(word) for word in text.replace(",", " ").split())
-    except ValueError:
-        raise ValueError("must be three numbers in V/Angstrom") from None
-    return x, y, z
-
-
-def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """A reader of one of these words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return text
-
-    return read
-
-
 def read_extras(text: str) -> tuple[str, ...]:
     """Names of extras, `dipole,charges`; none of them for `none`."""
     names = text.replace(",", " ").split()
@@ -136,20 +112,6 @@ def read_pbc(text: str) -> Axes:
     if text.lower() not in ("true", "false", "yes", "no"):
         raise ValueError("must be true or false")
     return PERIODIC if text.lower() in ("true", "yes") else OPEN
-
-
-def read_slab(text: str) -> Axes:
-    """Open along one lattice vector, x (the first), y or z."""
-    if text not in ("x", "y", "z"):
-        raise ValueError("must be x, y or z, the lattice vector along which the slab is open")
-    return text != "x", text != "y", text != "z"
-
-
-def read_name(text: str) -> str:
-    """Any word."""
-    if not text:
-        raise ValueError("must not be empty")
-    return text
 
 
 READERS: dict[str, tuple[str, Callable[[str], Any]]] = {

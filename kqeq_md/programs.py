@@ -21,6 +21,7 @@ _EXTRAS = {
     "mpirun": "lammps",
     "i-pi": "ipi",
     "kqeq-ipi": "ipi",
+    "kqeq-mdi": "mdi",
 }
 """Programs, and the extra of this package that installs each."""
 
@@ -30,7 +31,7 @@ class ProgramError(KqeqError):
 
 
 def program(name: str) -> Path:
-    """Path of an installed program: "lmp", "kqeq-lmp", "mpirun", "i-pi" or "kqeq-ipi".
+    """Path of an installed program: "lmp", "kqeq-lmp", "mpirun", "i-pi", "kqeq-ipi" or "kqeq-mdi".
 
     Raises:
         ProgramError: it is not in the scripts folder of this Python.
