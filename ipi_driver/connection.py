@@ -102,10 +102,12 @@ def take_getforce(connection: socket.socket) -> bool:
     A driver that dies in the evaluation with GETFORCE unread resets the connection, and i-PI hangs for
     ever; with nothing unread i-PI sees the end of the stream and gives the request to another driver.
     """
-    readable, _, _ = select.select([connection], [], [], _FUSED_WITHIN)
-    if not readable:
-        return False
-    start = connection.recv(HEADER_LENGTH, socket.MSG_PEEK)
+    try:
+        start = connection.recv(HEADER_LENGTH, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:  # not there yet
+        if not select.select([connection], [], [], _FUSED_WITHIN)[0]:
+            return False
+        start = connection.recv(HEADER_LENGTH, socket.MSG_PEEK)
     # half a header is enough: no other message begins like GETFORCE
     if not start or not _GETFORCE.startswith(start):
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ase import Atoms
 
@@ -93,8 +92,7 @@ class Evaluation:
 
     def _structure(self, request: Request) -> Structure:
         # i-PI sends a cell even where the boundaries are open
-        cell = self.template.cell if self.template.boundary == "open" else request.cell
-        return replace(self.template, positions=request.positions, cell=cell)
+        return self.template.moved(request.positions, None if self.template.boundary == "open" else request.cell)
 
     def _rehearse(self) -> None:
         """Decide on the extras, and evaluate the template: i-PI stalls on a driver that is connected but not ready."""

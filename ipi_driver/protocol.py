@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from kqeq_md.errors import KqeqError
 from kqeq_md.structure import Result
@@ -62,14 +62,13 @@ def read_exactly(connection: socket.socket, length: int) -> bytes:
     Raises:
         ServerGone: the stream ended before.
     """
-    buffer = bytearray(length)
-    view = memoryview(buffer)
-    while view:
-        received = connection.recv_into(view)
-        if received == 0:
+    out = connection.recv(length, socket.MSG_WAITALL)
+    while len(out) < length:  # the end of the stream, or a signal in between
+        more = connection.recv(length - len(out), socket.MSG_WAITALL)
+        if not more:
             raise ServerGone
-        view = view[received:]
-    return bytes(buffer)
+        out += more
+    return out
 
 
 def encode_header(message: str) -> bytes:
@@ -176,8 +175,7 @@ def request_from(h_cc: Floats, r_nc: Floats) -> Request:
     Raises:
         DriverError: numbers that are not finite.
     """
-    h_cc, r_nc = _finite("cell", h_cc, "from i-PI"), _finite("positions", r_nc, "from i-PI")
-    return Request(cell=h_cc.T * BOHR, positions=r_nc * BOHR)
+    return Request(cell=_finite("cell", h_cc).T * BOHR, positions=_finite("positions", r_nc) * BOHR)
 
 
 @dataclass(frozen=True)
@@ -198,21 +196,18 @@ class Answer:
 
 
 def answer_from(result: Result, extras: Collection[str] = (), born_charges: Floats | None = None) -> Answer:
-    """The answer of a result.
+    """The answer of a result, whose numbers are finite.
 
     Args:
         result: energy, forces and virial (nan goes out where there is none), and what the extras need.
         extras: of "dipole", "charges" and "bec".
         born_charges: Z[i, a, b] = dmu_a / dR_ib, e, shape (n, 3, 3), for "bec".
-
-    Raises:
-        DriverError: a number that is not finite.
     """
-    undefined = np.full((3, 3), np.nan)
+    assert result.forces is not None
     return Answer(
-        energy=float(_finite("energy", result.energy, "from the model") / HARTREE),
-        forces=_finite("forces", result.forces, "from the model") * (BOHR / HARTREE),
-        virial=undefined if result.virial is None else _finite("virial", result.virial, "from the model") / HARTREE,
+        energy=result.energy / HARTREE,
+        forces=result.forces * (BOHR / HARTREE),
+        virial=np.full((3, 3), np.nan) if result.virial is None else result.virial / HARTREE,
         extras=_json(result, extras, born_charges),
     )
 
@@ -221,12 +216,13 @@ def _json(result: Result, names: Collection[str], born_charges: Floats | None) -
     """One JSON object: `charges` (e), `dipole` (e bohr), `BEC` (e; row 3i+b, column a: dmu_a / dR_ib)."""
     extras = {}
     if "charges" in names:
-        extras["charges"] = _finite("charges", result.charges, "from the model").tolist()
+        extras["charges"] = result.charges.tolist()
     if "dipole" in names:
-        extras["dipole"] = (_finite("dipole", result.dipole, "from the model") / BOHR).tolist()
+        assert result.dipole is not None
+        extras["dipole"] = (result.dipole / BOHR).tolist()
     if "bec" in names:
-        born = _finite("born_charges", born_charges, "from the model")
-        extras["BEC"] = born.transpose(0, 2, 1).reshape(-1, 3).tolist()
+        assert born_charges is not None
+        extras["BEC"] = born_charges.transpose(0, 2, 1).reshape(-1, 3).tolist()
     return json.dumps(extras) if extras else ""
 
 
@@ -241,15 +237,14 @@ def decode_integer(read: Read) -> int:
     return int(np.frombuffer(read(4), dtype=np.int32)[0])
 
 
-def _finite(name: str, value: ArrayLike | None, origin: str) -> Floats:
-    """`value` as a fresh float64 array in C order.
+def _finite(name: str, value: Floats) -> Floats:
+    """`value`, which came from i-PI.
 
     Raises:
         DriverError: NaN or infinity.
     """
-    array = np.array(value, dtype=np.float64, order="C")
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        where = f" at index {bad[0].tolist()}" if array.ndim else ""
-        raise DriverError(f"`{name}` must be finite, got {array[tuple(bad[0])]}{where} {origin}")
-    return array
+    finite = np.isfinite(value)
+    if not finite.all():
+        bad = np.argwhere(~finite)[0]
+        raise DriverError(f"`{name}` must be finite, got {value[tuple(bad)]} at index {bad.tolist()} from i-PI")
+    return value

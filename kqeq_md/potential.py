@@ -474,7 +474,7 @@ def _check_structure(structure: Structure) -> None:
 
 def _check_finite(result: Result) -> None:
     """Refuse energies, forces or charges that overflow or are undefined, and name the atoms."""
-    for name in ("charges", "forces", "virial", "energy"):
+    for name in ("charges", "forces", "virial", "dipole", "energy"):
         values = np.asarray(getattr(result, name), dtype=np.float64)  # nan for None
         bad = ~np.isfinite(values)
         if getattr(result, name) is not None and bad.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,20 @@ class Structure:
             object.__setattr__(out, name, getattr(self, name))
         for name in ("cell", "pbc", "charge", "field"):
             object.__setattr__(out, name, getattr(other, name))
+        return out
+
+    def moved(self, positions: ArrayLike, cell: ArrayLike | None = None) -> Structure:
+        """The same atoms, boundary, charge and field at other positions, and in another cell unless it is None.
+
+        Only what is new is checked: in a step of 200 atoms that is felt.
+
+        Raises:
+            StructureError: as for a new structure.
+        """
+        if cell is not None and not np.array_equal(cell, self.cell):
+            return Structure(self.numbers, positions, cell, self.pbc, self.charge, self.field)
+        out = copy(self)
+        object.__setattr__(out, "positions", _floats("positions", positions, (len(self), 3)))
         return out
 
     @property

@@ -347,3 +347,64 @@ def test_benchmark_of_lammps(tmp_path: Path) -> None:
         apart = hydrogen[None] - oxygen[:, None]
         apart -= np.diag(box["cell"]) * np.round(apart / np.diag(box["cell"]))
         assert (np.count_nonzero(np.linalg.norm(apart, axis=2) < 1.25, axis=1) == 2).all()  # molecules
+
+
+# ---------------------------------------------------------------- benchmark of i-PI
+
+
+def test_steps_of_the_ipi_benchmark() -> None:
+    """Steps of two calls, told apart by when they begin, whoever made them; a stop in between leaves a step out."""
+    from kqeq_md.examples.benchmark_ipi import middle, steps_in_turns
+
+    starts = np.array([0.0, 1.0, 10.0, 11.0, 20.0, 21.0, 40.0, 41.0, 50.0])
+    lengths = np.array([0.5, 2.0, 0.5, 3.0, 0.5, 2.0, 0.5, 2.0, 0.5])
+    cpu = 100.0 * np.arange(9.0)
+    calls = np.stack([starts, starts + lengths, cpu, cpu + 30.0], axis=1)
+    turns = steps_in_turns(calls[[0, 2, 4, 6, 8, 1, 3, 5, 7]], 2, [(-1.0, 25.0), (30.0, 31.0), (35.0, 60.0)])
+    assert [list(steps.whole) for steps in turns] == [[10.0, 10.0], [10.0]]
+    assert [list(steps.evaluation) for steps in turns] == [[2.5, 3.5], [2.5]]
+    assert middle(turns, lambda steps: steps.evaluation) == 2.75  # of 3 and 2.5
+    (alone,) = steps_in_turns(calls[:4], 1, [(-1.0, 60.0)])
+    assert list(alone.driver) == [70.0, 70.0, 70.0]
+
+
+@pytest.mark.parametrize("transport", ["unix", "ffdirect"])
+def test_runs_of_the_ipi_benchmark_take_turns(transport: str, tmp_path: Path) -> None:
+    """The clock sees every step of a real i-PI in its own turn and nothing in the others'."""
+    import tempfile
+
+    from kqeq_md.examples.benchmark_ipi import Setting, race
+
+    settings = {
+        "stock": Setting(None, transport, (2, 2, 2)),
+        "model": Setting("dipole,charges", transport, (2, 2, 2)),
+    }
+    with tempfile.TemporaryDirectory() as folder:  # short, for the sockets
+        found = race(settings, 2, 0.4, Path(folder))
+        assert list(Path(folder).iterdir()) == []
+    for turns in found.values():
+        for steps in turns:
+            assert steps.whole.sum() <= 0.4 + 0.4  # the sleep, and what a busy machine adds to it
+            assert (steps.whole > steps.evaluation).all()
+            assert (steps.driver > 0.0).all()
+    # the harmonic potential of eight atoms is some products of arrays
+    assert np.median(found["stock"][0].evaluation) < np.median(found["model"][0].evaluation)
+
+
+def test_ipi_benchmark_tells_what_has_failed(tmp_path: Path) -> None:
+    from kqeq_md.errors import KqeqError
+    from kqeq_md.examples.benchmark_ipi import Setting, race
+
+    with pytest.raises(KqeqError, match="a driver has ended: kqeq-ipi: error: .*extras: must be"):
+        race({"wrong": Setting("quadrupole", ions=(2, 2, 2))}, 1, 0.1, tmp_path)
+
+
+def test_benchmark_of_ipi(tmp_path: Path) -> None:
+    """Real runs, the keys of its JSON, and figures of the right kind; what they are is the README's matter."""
+    found = json.loads(run([sys.executable, str(EXAMPLES / "benchmark_ipi.py"), "--quick", "--json"], tmp_path))
+    assert set(found["targets"]) < set(found)
+    assert found["batch_ratio_32"] > 1.0
+    assert 0.1 < found["speedup_2_clients"] < 4.0  # a busy machine, but no factor of beads
+    row = found["microseconds"]["unix"]
+    assert found["overhead_us_200_atoms"] == row["overhead"] < row["evaluation"] * 10
+    assert min(row["stock step"], row["driver's processor"]) > 0.0

@@ -603,3 +603,22 @@ def test_same_input_same_output(nacl_model: Path, helpers: Any) -> None:
 def test_results_that_overflow_are_refused(potential: Potential, helpers: Any) -> None:
     with pytest.raises(ChargeError, match="must be finite"):
         potential.compute(helpers.cluster(charge=1e300))
+
+
+@pytest.mark.parametrize("name", ["charges", "forces", "virial", "dipole", "energy"])
+def test_results_that_are_not_finite_are_refused(
+    name: str, nacl_model: Path, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever spoils them, nothing goes on to an engine; atoms are named."""
+    right = Potential._result
+
+    def spoilt(*arguments: Any) -> Result:
+        result = right(*arguments)
+        values = np.array(getattr(result, name))
+        values.flat[-1] = np.nan
+        return replace(result, **{name: values if values.ndim else float(values)})
+
+    monkeypatch.setattr(Potential, "_result", spoilt)
+    where = r" for atoms 7 \(counted from 0\)" if name in ("charges", "forces") else ""
+    with pytest.raises(ChargeError, match=f"`{name}` must be finite, got nan{where}: look at the positions"):
+        Potential(nacl_model).compute(helpers.cluster())

@@ -116,3 +116,22 @@ def test_values_cannot_change_afterwards() -> None:
         structure.positions[0, 0] = 1.0
     with pytest.raises(dataclasses.FrozenInstanceError):
         structure.charge = 1.0  # type: ignore[misc]
+
+
+def test_moved_keeps_the_rest_and_checks_what_is_new() -> None:
+    cell = np.diag([4.0, 5.0, 6.0])
+    start = Structure([11, 17], np.zeros((2, 3)) + [[0], [2]], cell, True, charge=1.0)
+    there = start.positions + 0.5
+    for new_cell in (None, cell, 1.1 * cell):
+        out = start.moved(there, new_cell)
+        np.testing.assert_array_equal(out.positions, there)
+        np.testing.assert_array_equal(out.cell, cell if new_cell is None else new_cell)
+        assert (list(out.numbers), out.pbc, out.charge) == ([11, 17], (True,) * 3, 1.0)
+    assert (start.positions != there).all()
+    assert not out.positions.flags.writeable
+    with pytest.raises(StructureError, match="`positions` must be finite, got nan"):
+        start.moved(np.full((2, 3), np.nan))
+    with pytest.raises(StructureError, match="`positions` must have shape"):
+        start.moved(np.zeros((3, 3)))
+    with pytest.raises(StructureError, match="`cell` must have a volume"):
+        start.moved(there, np.zeros((3, 3)))
