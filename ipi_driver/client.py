@@ -107,7 +107,7 @@ def _serve_once(arguments: argparse.Namespace, client: Client, n_atoms: int) -> 
         wire = SharedMemory(n_atoms) if arguments.shm else Stream(n_atoms)
         serve(connection, wire, client, client.served)
     except (ServerGone, ConnectionError, TimeoutError):
-        logger.warning("i-PI closed the connection without EXIT")
+        logger.warning("the server closed the connection without EXIT")
         return False
     finally:
         close(connection)

@@ -67,7 +67,7 @@ def test_leaves_when_the_server_goes_in_the_middle(
 
     with scripted_server(address, talk):
         assert drive(nacl_model, template, address) == 0
-    assert "i-PI closed the connection without EXIT" in caplog.text
+    assert "the server closed the connection without EXIT" in caplog.text
 
 
 @pytest.mark.parametrize(

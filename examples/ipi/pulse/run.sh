@@ -1,0 +1,5 @@
+model=$(python -c "from kqeq_md.models import NACL; print(NACL)")
+i-pi input.xml > i-pi.log &
+# dipole and Born effective charges are what driven dynamics needs; the field is i-PI's, so no --efield
+kqeq-ipi -m "$model" -t start.xyz -u -a nacl_pulse --extras dipole,bec
+wait
