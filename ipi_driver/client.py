@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from kqeq_md.options import Parser, add_system_options, one_of, option, read_num
 from kqeq_md.potential import PARTS
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
+
+_BEFORE_NEXT = 0.5
+"""Seconds between two servers: one that takes connections only to drop them does not keep a core busy."""
 
 _EPILOG = """\
 example, to be started before or after `i-pi input.xml`:
@@ -85,6 +89,7 @@ def _run(arguments: argparse.Namespace) -> None:
     client = Client(Evaluation(model, atoms, settings, arguments.threads))
     while not _serve_once(arguments, client, len(atoms)) and arguments.reconnect:
         logger.warning("trying to connect again (--reconnect)")
+        time.sleep(_BEFORE_NEXT)
     logger.info("%d structures in all", client.replies)
 
 
@@ -119,7 +124,9 @@ class _PrintPesPath(argparse.Action):
     """Like --version: prints, and leaves."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        parser.exit(0, f"{Path(__file__).with_name('pes.py')}\n")
+        # not by `exit`, which writes to stderr: $(kqeq-ipi --pes-path) would be empty
+        sys.stdout.write(f"{Path(__file__).with_name('pes.py')}\n")
+        parser.exit(0)
 
 
 def _read_seconds(text: str) -> float:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.ipi_driver.evaluation import Evaluation
-from kqeq_md.ipi_driver.protocol import Answer, Floats, check_atoms, request_from
+from kqeq_md.ipi_driver.protocol import Answer, DriverError, Floats, check_atoms, request_from
 from kqeq_md.ipi_driver.settings import read_settings
 from kqeq_md.model import load_model
 from kqeq_md.options import read_count, read_template
@@ -51,13 +51,16 @@ class KQEqPES:
 
     def __init__(
         self,
-        model: str,
-        template: str,
+        model: str = "",
+        template: str = "",
         threads: int | str | None = None,
         verbosity: object = None,
         verbose: object = None,
         **settings: Any,
     ) -> None:
+        for name, value in (("model", model), ("template", template)):
+            if not value:
+                raise DriverError(f"`{name}` must be the path of a file among the parameters of the PES, got none")
         own = read_settings(settings, "the parameters of the PES")
         self._evaluation = Evaluation(load_model(str(model)), read_template(str(template)), own, _threads(threads))
 
@@ -75,8 +78,8 @@ class KQEqPES:
         cells, positions = (cell, pos) if many else ([cell], [pos])
         try:
             answers = self._answers(cells, positions)
-        except KqeqError as error:
-            logger.error("error: %s", error)
+        except Exception as error:  # also what nobody has thought of: i-PI would wait for ever
+            logger.error("error: %s", error, exc_info=not isinstance(error, KqeqError))
             _end_ipi(error)
             raise
         results = [(answer.energy, answer.forces, answer.virial, answer.extras) for answer in answers]
@@ -100,7 +103,7 @@ def _threads(value: int | str | None) -> int | None:
     return value
 
 
-def _end_ipi(error: KqeqError) -> None:
+def _end_ipi(error: Exception) -> None:
     """Let i-PI write RESTART and leave: an exception in its polling thread would leave it waiting for ever."""
     module = sys.modules.get("ipi.utils.softexit")
     if module is not None and module.softexit.flist:  # a run is under way in this process

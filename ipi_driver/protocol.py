@@ -34,6 +34,9 @@ LONGEST_INIT = 1 << 20
 LARGEST_BATCH = 1 << 16
 """Structures in one message; i-PI sends as many as there are replicas, or fewer."""
 
+_SHOWN = 80
+"""Characters of foreign text in a message."""
+
 
 class DriverError(KqeqError):
     """What i-PI sent, or the model answered, cannot be passed on."""
@@ -110,8 +113,9 @@ def decode_batch_size(text: str) -> int:
     Raises:
         DriverError: no number, or an absurd one.
     """
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_BATCH):
-        raise DriverError(f"`batch_size` must lie between 1 and {LARGEST_BATCH}, got {text} from i-PI")
+    # the length comes first: Python refuses to read integers of thousands of digits
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= LARGEST_BATCH):
+        raise DriverError(f"`batch_size` must lie between 1 and {LARGEST_BATCH}, got {brief(text)} from i-PI")
     return int(text)
 
 
@@ -224,6 +228,12 @@ def _json(result: Result, names: Collection[str], born_charges: Floats | None) -
         assert born_charges is not None
         extras["BEC"] = born_charges.transpose(0, 2, 1).reshape(-1, 3).tolist()
     return json.dumps(extras) if extras else ""
+
+
+def brief(text: str) -> str:
+    """Foreign text for a message of one line: its beginning, without control characters."""
+    shown = repr(text[:_SHOWN])[1:-1]
+    return shown if len(text) <= _SHOWN else f"{shown}..."
 
 
 def encode_extras(answers: Sequence[Answer]) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kqeq_md.charges.charge_model import CHARGE_MODELS
-from kqeq_md.ipi_driver.protocol import DriverError
+from kqeq_md.ipi_driver.protocol import DriverError, brief
 from kqeq_md.options import (
     OPEN,
     PERIODIC,
@@ -65,7 +65,7 @@ class Settings:
 
 
 def _spoken(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 def read_settings(words: Mapping[str, Any], origin: str) -> Settings:
@@ -81,15 +81,15 @@ def read_settings(words: Mapping[str, Any], origin: str) -> Settings:
     out: dict[str, Any] = {}
     for name, value in words.items():
         if name not in READERS:
-            raise DriverError(f"{origin} must be of {', '.join(READERS)}, got `{name}`")
+            raise DriverError(f"{origin} must be of {', '.join(READERS)}, got `{brief(name)}`")
         target, read = READERS[name]
         text = value if isinstance(value, str) else " ".join(map(str, value)) if _many(value) else str(value)
         try:
             setting = read(text.strip())
         except ValueError as error:
-            raise DriverError(f"`{name}` in {origin} {error}, got {text.strip()!r}") from None
+            raise DriverError(f"`{name}` in {origin} {error}, got '{brief(text.strip())}'") from None
         if out.setdefault(target, setting) != setting:
-            raise DriverError(f"`pbc` and `slab` in {origin} must agree, got {text.strip()!r} for `{name}`")
+            raise DriverError(f"`pbc` and `slab` in {origin} must agree, got '{brief(text.strip())}' for `{name}`")
     return Settings(**out)
 
 

@@ -18,6 +18,7 @@ from kqeq_md.ipi_driver.protocol import (
     Floats,
     Read,
     Request,
+    brief,
     check_atoms,
     decode_integer,
     encode_extras,
@@ -87,5 +88,5 @@ def _name(read: Read) -> str:
         )
     name = read(length).decode("ascii", "replace")
     if not name.isprintable() or "/" in name or name in (".", ".."):
-        raise DriverError(f"the name of a segment must be that of a file, got {name!r} from i-PI")
+        raise DriverError(f"the name of a segment must be that of a file, got '{brief(name)}' from i-PI")
     return name

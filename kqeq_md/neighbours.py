@@ -21,14 +21,11 @@ from numpy.typing import NDArray
 from kqeq_md.errors import KqeqError, StructureError
 from kqeq_md.jit import compiled
 from kqeq_md.pair_search import Ints, Rows, Shifts, half_list, images_within, sort_into_bins
-from kqeq_md.structure import Floats, Structure
+from kqeq_md.structure import FARTHEST, Floats, Structure
 from kqeq_md.threads import in_parallel, row_blocks
 
 SHORTEST_DISTANCE = 0.2
 """Angstrom. Closer atoms are a mistake in the input (two atoms on one site), not physics."""
-
-FARTHEST = 1e9
-"""Angstrom. Coordinates beyond it have fewer than seven digits left behind the point."""
 
 FEWEST_SORTED = 500
 """Atoms. Below it everything fits into the fastest cache and the order does not matter."""

@@ -13,6 +13,9 @@ from kqeq_md.errors import StructureError
 
 Floats = NDArray[np.float64]
 
+FARTHEST = 1e9
+"""Angstrom. Coordinates beyond it have fewer than seven digits left behind the point."""
+
 
 def _floats(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
     """`value` as a read-only float64 array of `shape`; -1 stands for any length."""
@@ -94,6 +97,8 @@ class Structure:
                 f"`pbc` must be True for all axes, for two (slab) or for none, got {periodic}: wires are not available"
             )
         lattice = _floats("cell", np.zeros((3, 3)) if cell is None else cell, (3, 3))
+        if any(periodic) and np.abs(lattice).max() > FARTHEST:
+            raise StructureError(f"`cell` must lie within {FARTHEST:g} Angstrom, got {np.abs(lattice).max():.3g}")
         if sum(periodic) == 2:
             lattice = _slab_cell(lattice, periodic.index(False))
         if all(periodic) and abs(np.linalg.det(lattice)) < 1e-6:

@@ -29,6 +29,7 @@ REFUSED = {
     "flat cell": ({"cell": [[9, 0, 0], [0, 9, 0], [9, 9, 0]], "pbc": True}, "`cell` must have a volume"),
     "no cell": ({"pbc": True}, "`cell` must have a volume"),
     "three lengths": ({"cell": [9, 9, 9], "pbc": True}, r"`cell` must have shape \(3, 3\), got \(3,\)"),
+    "huge cell": ({"cell": 2e9 * np.eye(3), "pbc": True}, "`cell` must lie within 1e\\+09 Angstrom, got 2e\\+09"),
     "NaN cell": ({"cell": np.full((3, 3), np.nan), "pbc": True}, "`cell` must be finite"),
     "wire": (
         {"cell": 9 * np.eye(3), "pbc": (False, False, True)},

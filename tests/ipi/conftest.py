@@ -38,14 +38,14 @@ def periodic_template(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts programs in `tmp_path`; whatever still runs at the end of the test is killed."""
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes in `tmp_path`, or in a folder below it; whatever still runs at the end of the test is killed."""
     running: list[subprocess.Popen[str]] = []
 
-    def run(name: str, *arguments: str) -> subprocess.Popen[str]:
+    def run(*command: str, folder: str = ".") -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [str(program(name)), *arguments],
-            cwd=tmp_path,
+            list(command),
+            cwd=tmp_path / folder,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -58,3 +58,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start(launch: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts installed programs."""
+    return lambda name, *arguments, **folder: launch(str(program(name)), *arguments, **folder)
