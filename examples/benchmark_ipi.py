@@ -8,7 +8,8 @@ NaCl with the shipped model (200 ions: a cluster, 1,000 ions: a crystal), one th
 `i-pi`. Model evaluation is `Potential.compute` and nothing else, timed inside the driver of the run itself
 (`benchmark_clock.py`); a step lasts from the beginning of its first evaluation to that of the next step's. The overhead
 is what a step has beside its evaluation, less the whole step of i-PI with its own driver `i-pi-py_driver -m harmonic`
-on the same transport.
+on the same transport. Most of it is i-PI itself, which wakes up with cold caches after an evaluation of milliseconds:
+"plain" is the same difference for i-PI's own driver around the same model (`benchmark_plain.py`).
 
 Runs that are compared are all started first and then take turns: while one works the others are stopped by a signal, so
 that a busy machine is busy for all of them. Steps that a stop has cut do not count. Figures are medians over turns of
@@ -71,6 +72,7 @@ TARGETS = {
 
 MODEL, STOCK = "kqeq_md.potential:Potential.compute", "ipi.pes.harmonic:Harmonic_driver.compute"
 """What is an evaluation."""
+PLAIN = Path(__file__).with_name("benchmark_plain.py")
 STIFFNESS = 0.1
 """Of the harmonic potential, hartree/bohr^2: a period of some 70 steps."""
 
@@ -109,7 +111,8 @@ class Setting:
     """A run of i-PI.
 
     Attributes:
-        extras: what `kqeq-ipi` sends beside forces; None for i-PI's own driver with its harmonic potential.
+        extras: what `kqeq-ipi` sends beside forces; None for i-PI's own driver.
+        harmonic: for i-PI's own driver: its harmonic potential, or the model (`benchmark_plain.py`).
         transport: one of TRANSPORTS.
         ions: along each edge.
         periodic: a crystal instead of a cluster.
@@ -119,6 +122,7 @@ class Setting:
     """
 
     extras: str | None = "none"
+    harmonic: bool = False
     transport: str = "unix"
     ions: tuple[int, int, int] = SMALL
     periodic: bool = False
@@ -129,16 +133,18 @@ class Setting:
     @property
     def evaluations(self) -> int:
         """Calls of the method under the clock in a step: i-PI's own potential takes a batch in one call."""
-        return self.beads // self.batch if self.extras is None else self.beads
+        return self.beads // self.batch if self.harmonic else self.beads
 
     @property
     def rehearsals(self) -> int:
-        """Calls of each client before the first step: ours evaluates its template before it connects."""
-        return int(self.extras is not None)
+        """Calls of each client before the first step: the model is evaluated before it connects."""
+        return int(not self.harmonic)
 
 
 SHARED = Setting(ions=LARGE, periodic=True, beads=BEADS)
 """What one client does, or two."""
+STOCK_RUN = Setting(None, harmonic=True)
+"""i-PI's own."""
 
 
 def salt(ions: Sequence[int]) -> Atoms:
@@ -239,9 +245,10 @@ class Run:
         if setting.transport == "ffdirect":
             model = {"model": NACL, "template": "template.xyz", "threads": 1, "pbc": setting.periodic}
             model["extras"] = str(setting.extras).replace(",", " ")  # i-PI splits at commas
-            parameters = {"k1": STIFFNESS} if setting.extras is None else model
+            parameters = {"k1": STIFFNESS} if setting.harmonic else model if setting.extras else {}
             words = ", ".join(f"{name}: {value}" for name, value in parameters.items())
-            kind, path = ("harmonic", "") if setting.extras is None else ("custom", pes.__file__)
+            path = str(PLAIN) if setting.extras is None else pes.__file__
+            kind, path = ("harmonic", "") if setting.harmonic else ("custom", path)
             forcefield = DIRECT.format(pes=kind, path=path, parameters=words)
         else:
             address, self._port = ("localhost", free_port()) if setting.transport == "inet" else ("ipi", 0)
@@ -256,13 +263,15 @@ class Run:
             self._setting.transport, ["-a", "localhost", "-p", str(self._port)]
         )
         place = [*kind, "-S", self._prefix]
-        if self._setting.extras is None:
+        if self._setting.harmonic:
             return self._timed(client, "i-pi-py_driver", "-m", "harmonic", "-o", str(STIFFNESS), *place)
+        if self._setting.extras is None:
+            return self._timed(client, "i-pi-py_driver", "-m", "custom", "-P", str(PLAIN), *place)
         model = ["-m", str(NACL), "-t", "template.xyz", "--threads", "1", "--extras", self._setting.extras]
         return self._timed(client, "kqeq-ipi", *model, "--pbc" if self._setting.periodic else "--no-pbc", *place)
 
     def _timed(self, client: int, name: str, *arguments: str) -> list[str]:
-        method = STOCK if self._setting.extras is None else MODEL
+        method = STOCK if self._setting.harmonic else MODEL
         path = program("i-pi").with_name(name)
         clock = [sys.executable, "-u", "-m", benchmark_clock.__name__, f"client{client}.log", method]
         return [*clock, str(path), *arguments]
@@ -380,9 +389,10 @@ def middle(turns: Sequence[Steps], value: Callable[[Steps], Floats], share: floa
 def overheads(transport: str, rounds: int, folder: Path) -> dict[str, float]:
     """Of one client with one bead on a transport: without extras, with dipole and charges; microseconds."""
     settings = {
-        "stock": Setting(None, transport),
-        "none": Setting("none", transport),
-        "extras": Setting("dipole,charges", transport),
+        "stock": replace(STOCK_RUN, transport=transport),
+        "none": Setting("none", transport=transport),
+        "extras": Setting("dipole,charges", transport=transport),
+        "plain": Setting(None, transport=transport),
     }
     found = race(settings, rounds, SHORT_TURN, folder)
 
@@ -393,8 +403,10 @@ def overheads(transport: str, rounds: int, folder: Path) -> dict[str, float]:
     return {
         "overhead": beside("none", 0.5),
         "overhead, extras": beside("extras", 0.5),
+        "plain": beside("plain", 0.5),
         "undisturbed": beside("none", FASTEST),
         "undisturbed, extras": beside("extras", FASTEST),
+        "undisturbed, plain": beside("plain", FASTEST),
         "stock step": 1e6 * middle(found["stock"], lambda steps: steps.whole),
         "evaluation": 1e6 * middle(found["none"], lambda steps: steps.evaluation),
         "driver's processor": 1e6 * middle(found["none"], lambda steps: steps.driver),
@@ -403,7 +415,7 @@ def overheads(transport: str, rounds: int, folder: Path) -> dict[str, float]:
 
 def batch(rounds: int, folder: Path) -> dict[str, float]:
     """A step of 32 beads in one batch over the sum of its evaluations, and i-PI's own step of as many, ms."""
-    settings = {"batch": Setting(beads=BATCH, batch=BATCH), "stock": Setting(None, beads=BATCH, batch=BATCH)}
+    settings = {"batch": Setting(beads=BATCH, batch=BATCH), "stock": replace(STOCK_RUN, beads=BATCH, batch=BATCH)}
     found = race(settings, rounds, LONG_TURN, folder)
     return {
         "batch_ratio_32": middle(found["batch"], lambda steps: steps.whole / steps.evaluation),

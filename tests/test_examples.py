@@ -376,8 +376,8 @@ def test_runs_of_the_ipi_benchmark_take_turns(transport: str, tmp_path: Path) ->
     from kqeq_md.examples.benchmark_ipi import Setting, race
 
     settings = {
-        "stock": Setting(None, transport, (2, 2, 2)),
-        "model": Setting("dipole,charges", transport, (2, 2, 2)),
+        "stock": Setting(None, True, transport, (2, 2, 2)),
+        "model": Setting("dipole,charges", False, transport, (2, 2, 2)),
     }
     with tempfile.TemporaryDirectory() as folder:  # short, for the sockets
         found = race(settings, 2, 0.4, Path(folder))
