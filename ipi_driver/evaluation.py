@@ -14,7 +14,7 @@ from kqeq_md.ipi_driver.settings import Settings, read_settings
 from kqeq_md.model import Model
 from kqeq_md.options import fragments_of, template_in
 from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
-from kqeq_md.response import response
+from kqeq_md.response import compute_with_response
 from kqeq_md.structure import Structure
 from kqeq_md.threads import in_parallel, worthwhile
 
@@ -95,9 +95,10 @@ class Evaluation:
 
     def _answer(self, potential: Potential, request: Request) -> Answer:
         structure = self._structure(request)
-        result = potential.compute(structure)
-        born = response(potential, structure).born_charges if "bec" in self.extras else None
-        return answer_from(result, self.extras, born)
+        if "bec" not in self.extras:
+            return answer_from(potential.compute(structure), self.extras)
+        result, answer = compute_with_response(potential, structure)
+        return answer_from(result, self.extras, answer.born_charges)
 
     def _structure(self, request: Request) -> Structure:
         # i-PI sends a cell even where the boundaries are open
@@ -116,7 +117,7 @@ class Evaluation:
         )
         self._choose_extras(potential.has_charges, result.dipole is not None)
         if "bec" in self.extras:
-            response(potential, self.template)
+            compute_with_response(potential, self.template)
         if result.virial is None:
             logger.warning("%s: i-PI gets nan, and the cell has to stay", NO_VIRIAL)
 

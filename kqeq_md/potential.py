@@ -244,15 +244,11 @@ class Potential:
         unknown = set(want or ()) - set(QUANTITIES)
         if unknown:
             raise KqeqError(f"`want` must be of {', '.join(QUANTITIES)}, got {sorted(unknown)[0]!r}")
-        with one_blas_thread, np.errstate(all="ignore"):  # what overflows is refused below
+        with one_blas_thread, np.errstate(all="ignore"):  # what overflows is refused
             if self.has_charges:
-                result = self._result(self.equilibrate(structure, domain, want), want)
-            else:
-                result = self._short_range(structure, domain, want)
+                return self.result(self.equilibrate(structure, domain, want), want, domain)
+            result = self._short_range(structure, domain, want)
         _check_finite(result)
-        if self.has_charges and self.charge_model.name == "qeq" and (domain is None or domain.renewed):
-            process = self._process(domain)
-            self._leaks.look(process.everyone, process.collect(result.charges))
         return result
 
     def equilibrate(
@@ -281,6 +277,17 @@ class Potential:
             process.update(self.cutoff, self._electrostatics)
             site = process.site(hold, local.pairs, in_place)
         return Equilibrated(structure, hold, process.order, local, site, problem, equilibrium)
+
+    def result(self, state: Equilibrated, want: Collection[str] | None = None, domain: Domain | None = None) -> Result:
+        """What follows from equilibrated charges, for those who need more of them than `compute` returns; arguments
+        and errors as there."""
+        with one_blas_thread, np.errstate(all="ignore"):
+            result = self._result(state, want)
+        _check_finite(result)
+        if self.charge_model.name == "qeq" and (domain is None or domain.renewed):
+            process = self._process(domain)
+            self._leaks.look(process.everyone, process.collect(result.charges))
+        return result
 
     def _problem(self, site: Site, local: LocalPart, field: Floats) -> Problem:
         """The charges of a site, with chi and q0 of the local part."""

@@ -24,7 +24,7 @@ from kqeq_md.charges.field import has_dipole
 from kqeq_md.domain import Domain
 from kqeq_md.errors import FieldError
 from kqeq_md.potential import Equilibrated, Potential, restored
-from kqeq_md.structure import Floats, Structure
+from kqeq_md.structure import Floats, Result, Structure
 from kqeq_md.threads import one_blas_thread
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -59,23 +59,32 @@ def response(potential: Potential, structure: Structure, domain: Domain | None =
         KqeqError: as `Potential.compute`.
     """
     with one_blas_thread:
-        state = potential.equilibrate(structure, domain)
-        if not has_dipole(structure, state.hold):
-            raise FieldError(
-                f"polarizability and Born charges need a dipole along all axes, got a {structure.boundary} structure "
-                'through whose boundary charge flows freely. Ways out: open boundaries, charges="fragments" or '
-                'charges="split" (with learned reference charges they need `fragments` too)'
-            )
-        answers = [potential.solve_response(_unit_field(state.problem, axis)) for axis in range(3)]
-        polarizability = np.stack([answer.dipole for answer in answers], axis=1)
-        born = np.stack(
-            [restored(_born_charges(state, axis, answer), state.order) for axis, answer in enumerate(answers)]
+        return _response(potential, potential.equilibrate(structure, domain))
+
+
+def compute_with_response(potential: Potential, structure: Structure) -> tuple[Result, Response]:
+    """`potential.compute(structure)` and its response, with charges equilibrated once; errors as in `response`."""
+    with one_blas_thread, np.errstate(all="ignore"):  # what overflows is refused
+        state = potential.equilibrate(structure)
+        return potential.result(state), _response(potential, state)
+
+
+def _response(potential: Potential, state: Equilibrated) -> Response:
+    structure = state.structure
+    if not has_dipole(structure, state.hold):
+        raise FieldError(
+            f"polarizability and Born charges need a dipole along all axes, got a {structure.boundary} structure "
+            'through whose boundary charge flows freely. Ways out: open boundaries, charges="fragments" or '
+            'charges="split" (with learned reference charges they need `fragments` too)'
         )
+    answers = [potential.solve_response(_unit_field(state.problem, axis)) for axis in range(3)]
+    born = [restored(_born_charges(state, axis, answer), state.order) for axis, answer in enumerate(answers)]
+    polarizability = np.stack([answer.dipole for answer in answers], axis=1)
     dielectric = None
     if structure.boundary == "periodic":
         dielectric = np.eye(3) + 4.0 * pi * COULOMB_CONSTANT / structure.volume * polarizability
     charges = np.stack([restored(state.site.leave(answer.charges), state.order) for answer in answers], axis=1)
-    return Response(polarizability, born.transpose(1, 0, 2), charges, dielectric)
+    return Response(polarizability, np.stack(born).transpose(1, 0, 2), charges, dielectric)
 
 
 def _unit_field(problem: Problem, axis: int) -> Problem:

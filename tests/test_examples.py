@@ -402,6 +402,7 @@ def test_ipi_benchmark_tells_what_has_failed(tmp_path: Path) -> None:
         race({"wrong": Setting("quadrupole", ions=(2, 2, 2))}, 1, 0.1, tmp_path)
 
 
+@pytest.mark.slow
 def test_benchmark_of_ipi(tmp_path: Path) -> None:
     """Real runs, the keys of its JSON, and figures of the right kind; what they are is the README's matter."""
     found = json.loads(run([sys.executable, str(EXAMPLES / "benchmark_ipi.py"), "--quick", "--json"], tmp_path))

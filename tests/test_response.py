@@ -12,7 +12,7 @@ import pytest
 from kqeq_md.errors import FieldError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
-from kqeq_md.response import response
+from kqeq_md.response import compute_with_response, response
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -198,3 +198,22 @@ def test_many_atoms_between_steps_of_a_trajectory(water: Model, helpers: Any) ->
         line.append(dipole(used, replace(frames[2], positions=moved)))
     # differences of second order: h^2 / 6 times third derivatives of some e/A^2
     np.testing.assert_allclose(got.born_charges[atom, :, 0], (line[1] - line[0]) / (2 * h), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["cluster", "crystal"])
+def test_both_at_once(kind: str, model: Model, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `compute` and `response` say, from one equilibration."""
+    if kind == "cluster":
+        structure, options = helpers.cluster(charge=1.0, field=(0.0, 0.01, 0.05)), {}
+    else:
+        structure, options = helpers.salt_box(2), {"charges": "fragments"}
+    result, answer = Potential(model, **options).compute(structure), response(Potential(model, **options), structure)
+    counted: list[int] = []
+    right = Potential.equilibrate
+    monkeypatch.setattr(Potential, "equilibrate", lambda *args: counted.append(1) or right(*args))
+    both = compute_with_response(Potential(model, **options), structure)
+    assert counted == [1]
+    for name in ("energy", "charges", "forces", "virial", "dipole"):
+        np.testing.assert_array_equal(getattr(both[0], name), getattr(result, name))
+    for name in ("polarizability", "born_charges", "charges"):
+        np.testing.assert_array_equal(getattr(both[1], name), getattr(answer, name))

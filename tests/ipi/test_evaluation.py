@@ -8,6 +8,7 @@ from typing import Any
 
 import ase
 import numpy as np
+import pytest
 
 from kqeq_md.ipi_driver import protocol
 from kqeq_md.ipi_driver.evaluation import Evaluation
@@ -31,3 +32,22 @@ def test_ions_in_a_field_along_a_periodic_axis_send_no_virial(model: Model, help
     assert np.isnan(answer.virial).all()
     (still,) = Evaluation(ions, atoms, Settings())([request])
     assert np.isfinite(still.virial).all()
+
+
+def test_copies_at_the_end_of_a_batch_are_computed_once(
+    model: Model, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """i-PI fills incomplete batches; the answers are those of each structure all the same."""
+    solid = helpers.rock_salt()
+    atoms = ase.Atoms(solid.numbers, solid.positions, cell=solid.cell, pbc=True)
+    evaluate = Evaluation(model, atoms, Settings(), threads=2)
+    rng = np.random.default_rng(4)
+    requests = [protocol.Request(solid.cell, solid.positions + 0.05 * rng.normal(size=(8, 3))) for _ in range(3)]
+    counted: list[int] = []
+    right = Potential.compute
+    monkeypatch.setattr(Potential, "compute", lambda *args: counted.append(1) or right(*args))
+    answers = evaluate([*requests, requests[-1], requests[-1]])
+    assert len(counted) == 3
+    for answer, request in zip(answers, [*requests, requests[-1], requests[-1]], strict=True):
+        wanted = right(Potential(model), replace(solid, positions=request.positions))
+        np.testing.assert_allclose(answer.forces * HARTREE / BOHR, wanted.forces, atol=1e-12)  # rounding
