@@ -17,7 +17,7 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.ipi_driver.connection import await_first_word, close, connect, open_inet, open_unix
 from kqeq_md.ipi_driver.conversation import serve
 from kqeq_md.ipi_driver.evaluation import Evaluation
-from kqeq_md.ipi_driver.protocol import Answer, Request, ServerGone, Stream
+from kqeq_md.ipi_driver.protocol import Answer, DriverError, Request, ServerGone, Stream
 from kqeq_md.ipi_driver.settings import READERS, Settings, read_extras
 from kqeq_md.ipi_driver.shared_memory import SharedMemory
 from kqeq_md.model import load_model
@@ -41,8 +41,8 @@ and in input.xml:
 
 Without -u or --shm, give <ffsocket mode='inet'> with the same <address> (a host) and <port>.
 Keep pbc='false': i-PI would otherwise fold the atoms into its cell and tear a cluster apart.
-<parameters> may be absent. They take the names of the options charge, efield, charges, fragments, part, extras
-(names with blanks between them), pbc and slab; what they say must not contradict the command line.
+<parameters> may be absent. They take the names of the options charge, efield, charges, fragments, fragment_charges,
+part, extras (names with blanks between them), pbc and slab; what they say must not contradict the command line.
 <batch_size> 8 </batch_size> sends 8 beads at once: --threads share them, and each keeps its charges to start from.
 The extras of each reply are one JSON object: charges (e), dipole (e bohr) where it has a meaning, and BEC (e).
 
@@ -108,7 +108,10 @@ def _serve_once(arguments: argparse.Namespace, client: Client, n_atoms: int) -> 
     connection = connect(open_socket, place, arguments.wait)
     logger.info("connected to i-PI at %s", place)
     try:
-        await_first_word(connection, place, arguments.wait)
+        if not await_first_word(connection, place, arguments.wait):
+            if not arguments.reconnect:
+                raise DriverError(f"{place} closed the connection before its first message: is it i-PI?")
+            raise ServerGone
         wire = SharedMemory(n_atoms) if arguments.shm else Stream(n_atoms)
         serve(connection, wire, client, client.served)
     except (ServerGone, ConnectionError, TimeoutError):

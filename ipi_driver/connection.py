@@ -82,18 +82,14 @@ def open_inet(host: str, port: int, seconds: float) -> socket.socket:
     return connection
 
 
-def await_first_word(connection: socket.socket, place: str, seconds: float) -> None:
-    """Return when the server has begun to speak; a warning after `seconds` of silence.
+def await_first_word(connection: socket.socket, place: str, seconds: float) -> bool:
+    """Whether the server has begun to speak, or else has closed the connection; a warning after `seconds` of silence.
 
     Silence is no error: a server may prepare its first step for long after it has accepted the connection.
-
-    Raises:
-        DriverError: the server closed the connection before its first message.
     """
     if not select.select([connection], [], [], seconds)[0]:
         logger.warning("connected to %s, which has said nothing for %g s: is it i-PI?", place, seconds)
-    if not connection.recv(1, socket.MSG_PEEK):
-        raise DriverError(f"{place} closed the connection before its first message: is it i-PI?")
+    return bool(connection.recv(1, socket.MSG_PEEK))
 
 
 def take_getforce(connection: socket.socket) -> bool:

@@ -48,6 +48,7 @@ class Evaluation:
                 model,
                 charges=settings.charges,
                 fragments=fragments_of(settings.fragments, atoms),
+                fragment_charges=settings.fragment_charges,
                 threads=threads,
                 part=settings.part or "all",
             )

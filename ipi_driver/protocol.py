@@ -188,7 +188,8 @@ class Answer:
     Attributes:
         energy: hartree.
         forces: hartree/bohr, shape (n, 3).
-        virial: -dE/d(strain), hartree, shape (3, 3); nan where it has no meaning.
+        virial: -dE/d(eps_ab) for r_a + eps_ab r_b, hartree, shape (3, 3), of which i-PI takes the upper triangle; nan
+            where it has no meaning.
         extras: text, one JSON object or nothing.
     """
 
@@ -207,10 +208,11 @@ def answer_from(result: Result, extras: Collection[str] = (), born_charges: Floa
         born_charges: Z[i, a, b] = dmu_a / dR_ib, e, shape (n, 3, 3), for "bec".
     """
     assert result.forces is not None
+    virial = result.unsymmetrized_virial
     return Answer(
         energy=result.energy / HARTREE,
         forces=result.forces * (BOHR / HARTREE),
-        virial=np.full((3, 3), np.nan) if result.virial is None else result.virial / HARTREE,
+        virial=np.full((3, 3), np.nan) if virial is None else virial / HARTREE,
         extras=_json(result, extras, born_charges),
     )
 

@@ -16,6 +16,7 @@ from kqeq_md.options import (
     one_of,
     read_name,
     read_number,
+    read_numbers,
     read_slab,
     read_vector,
 )
@@ -33,6 +34,7 @@ class Settings:
         efield: static field, V/Angstrom.
         charges: how charge flows, "qeq", "fragments" or "split".
         fragments: "connectivity", or the name of an array of the template that holds molecule numbers.
+        fragment_charges: e.
         part: "all", "short" or "charge".
         extras: which of `EXTRAS` go to i-PI.
         pbc: periodic along each lattice vector, instead of the template's.
@@ -42,6 +44,7 @@ class Settings:
     efield: Vector | None = None
     charges: str | None = None
     fragments: str | None = None
+    fragment_charges: tuple[float, ...] | None = None
     part: str | None = None
     extras: tuple[str, ...] | None = None
     pbc: Axes | None = None
@@ -119,6 +122,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "efield": ("efield", read_vector),
     "charges": ("charges", one_of(CHARGE_MODELS)),
     "fragments": ("fragments", read_name),
+    "fragment_charges": ("fragment_charges", read_numbers),
     "part": ("part", one_of(PARTS)),
     "extras": ("extras", read_extras),
     "pbc": ("pbc", read_pbc),

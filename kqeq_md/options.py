@@ -41,6 +41,14 @@ def read_vector(text: str) -> Vector:
     return x, y, z
 
 
+def read_numbers(text: str) -> tuple[float, ...]:
+    """One number or more, `1 0 0`."""
+    numbers = tuple(read_number(word) for word in text.split())
+    if not numbers:
+        raise ValueError("must be one number or more")
+    return numbers
+
+
 def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     """A reader of one of these words."""
 
@@ -93,8 +101,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_system_options(parser: argparse.ArgumentParser) -> None:
-    """Total charge, field, charge model, boundary and threads: `charge`, `efield`, `charges`, `fragments`, `pbc`,
-    `threads`; None for what is not given."""
+    """Total charge, field, charge model, boundary and threads: `charge`, `efield`, `charges`, `fragments`,
+    `fragment_charges`, `pbc`, `threads`; None for what is not given."""
     add = parser.add_argument
     add("--charge", type=option(read_number), metavar="Q", help="total charge in e (default: 0)")
     add("--efield", type=option(read_vector), metavar='"X Y Z"', help='static field in V/Angstrom (default: "0 0 0")')
@@ -105,6 +113,10 @@ def add_system_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--fragments", type=option(read_name), metavar=f"{CONNECTIVITY}|ARRAY",
         help="charge stays in molecules, found by their bonds or numbered by an array of the template",
+    )  # fmt: skip
+    add(
+        "--fragment-charges", type=option(read_numbers), metavar='"Q1 Q2 ..."',
+        help="of the fragments, in the order of their numbers or first atoms, e (default: neutral)",
     )  # fmt: skip
     boundary = parser.add_mutually_exclusive_group()
     boundary.add_argument(

@@ -335,13 +335,15 @@ class Potential:
         grad_r, strain = local.carried_home(local.gradient(nothing))
         energy = float(process.halo.sum(local.energies.sum()))
         wanted = QUANTITIES if want is None else want
+        virial = -0.5 * (strain + strain.T) if "virial" in wanted else None
         return Result(
             energy=energy,
             charges=nothing,
             short_range_energy=energy,
             energies=restored(local.energies, order) if "energies" in wanted else None,
             forces=-restored(grad_r, order) if "forces" in wanted else None,
-            virial=-0.5 * (strain + strain.T) if "virial" in wanted else None,
+            virial=virial,
+            unsymmetrized_virial=virial,
         )
 
     def extrapolation(self, structure: Structure, domain: Domain | None = None) -> Floats:
@@ -377,15 +379,16 @@ class Potential:
         structure, hold, order, local, site = state.structure, state.hold, state.order, state.local, state.site
         problem, equilibrium, wanted = state.problem, state.equilibrium, QUANTITIES if want is None else want
 
-        forces = virial = dipole = None
+        forces = virial = unsymmetrized = dipole = None
         if "forces" in wanted or "virial" in wanted:
             charges = site.leave(equilibrium.charges)
             whole = float(self.part == "all")
             grad_r, strain = local.carried_home(local.gradient(charges, state.reference_gradient, whole))
             grad_site, grad_strain = electrostatic_gradient(problem, hold, equilibrium)
             forces = -restored(grad_r + site.leave(grad_site), order)
-            strain = strain + grad_strain
-            virial = -0.5 * (strain + strain.T) if has_stress(structure, hold) else None
+            if has_stress(structure, hold):
+                unsymmetrized = -(strain + grad_strain)
+                virial = 0.5 * (unsymmetrized + unsymmetrized.T)
         if "dipole" in wanted and has_dipole(structure, hold):
             dipole = equilibrium.dipole
         residual = None
@@ -406,6 +409,7 @@ class Potential:
             energies=restored(energies, order) if "energies" in wanted else None,
             forces=forces if "forces" in wanted else None,
             virial=virial if "virial" in wanted else None,
+            unsymmetrized_virial=unsymmetrized if "virial" in wanted else None,
             dipole=dipole,
             reference_residual=residual,
         )

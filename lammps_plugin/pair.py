@@ -228,8 +228,8 @@ class PairStyle:
 
     def _virial(self, result: Result, unit: float) -> tuple[float, ...]:
         """In LAMMPS' order and unit; nan where it is not defined, so that no barostat takes it for a number."""
-        if result.virial is not None:
-            return tuple(unit * result.virial[a, b] for a, b in VOIGT)
+        if result.unsymmetrized_virial is not None:
+            return tuple(unit * result.unsymmetrized_virial[a, b] for a, b in VOIGT)
         if not self._warned_of_virial:
             self._warned_of_virial = True
             log.warning("%s: pressures are nan, and the box has to stay", NO_VIRIAL)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kqeq_md.errors import FieldError
+from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Result, Structure
 
@@ -252,3 +253,35 @@ def test_virial_that_is_wanted_and_undefined(subject: Any) -> None:
         potential.compute(subject.structure, want=("virial",))
     assert "\n" not in str(caught.value)
     assert potential.compute(subject.structure, want=("forces",)).forces is not None  # the rest is defined
+
+
+@pytest.mark.parametrize("kind", ["cluster", "fragments", "split"])
+def test_the_virial_before_it_is_symmetrised_feels_turns(kind: str, model: Model, helpers: Any) -> None:
+    """-dE/d(eps_ab) of each component by itself, as triangular cells strain: a field turns with nothing."""
+    options: dict[str, Any] = {}
+    if kind == "cluster":
+        structure = helpers.cluster(charge=1.0, field=(0.02, -0.01, 0.05))
+    else:
+        structure = helpers.salt_box(2, field=(0.1, 0.2, 0.3))
+        options = {"charges": kind, "fragments": "connectivity"}
+    if kind == "split":
+        model = helpers.split_model(model, learned=0.2)
+    potential, step = Potential(model, accuracy=1e-9, tolerance=1e-12, **options), 1e-3
+    result = potential.compute(structure)
+    found = np.empty((3, 3))
+    for a, b in np.ndindex(3, 3):
+
+        def energy(strain: float, a: int = a, b: int = b) -> float:
+            deform = np.eye(3)
+            deform[a, b] += strain
+            return potential.compute(
+                replace(structure, positions=structure.positions @ deform.T, cell=structure.cell @ deform.T)
+            ).energy
+
+        found[a, b] = (8 * (energy(-step) - energy(step)) - (energy(-2 * step) - energy(2 * step))) / (12 * step)
+    # differences of eighth digits of some eV over the step
+    np.testing.assert_allclose(result.unsymmetrized_virial, found, atol=2e-6)
+    assert np.abs(found - found.T).max() > 0.01
+    np.testing.assert_allclose(result.virial, (found + found.T) / 2, atol=2e-6)
+    torque = np.outer(structure.field, result.dipole) - np.outer(result.dipole, structure.field)
+    np.testing.assert_allclose(result.unsymmetrized_virial - result.virial, torque / 2, atol=1e-9)

@@ -386,7 +386,8 @@ REFUSED = {
     "`numbers`: the model knows Na, Cl, got K": [*told(ase.Atoms("KCl", PAIR.positions)), ASK],
     "`cell` must have a volume": [*told(PAIR), reals(">CELL", np.ones(9)), ASK],
     "`charge` must be finite": [*told(PAIR), reals(">TOTCHARGE", [np.inf]), ASK],
-    "`>NATOMS` must be positive, got 0": [ints(">NATOMS", 0), ASK],
+    "`>NATOMS` must lie between 1 and 16777216, got 0": [ints(">NATOMS", 0), ASK],
+    "`>NATOMS` must lie between 1 and 16777216, got 2000000000": [ints(">NATOMS", 2_000_000_000), ASK],
     "`>COORDS` must follow `>NATOMS`": [reals(">COORDS", np.zeros(6)), ASK],
     "`>ELEMENTS` must come before results of 2 atoms": [ints(">NATOMS", 2), reals(">COORDS", np.zeros(6)), ASK],
     "`>COORDS` must come before results of 3 atoms": [

@@ -31,6 +31,9 @@ logger = logging.getLogger("kqeq_md.mdi")
 NODE = "@DEFAULT"
 """The only node: the engine computes and does not move atoms."""
 
+MOST_ATOMS = 1 << 24
+"""Far more than one process can compute; a slip of the driver should not fill the memory."""
+
 _NON_PERIODIC, _PERIODIC = 1, 2
 """What `<DIMENSIONS` says of a cell vector."""
 
@@ -80,7 +83,7 @@ class System:
         """Replace what a command that begins with > brings, in MDI's units.
 
         Raises:
-            MdiError: a number of atoms below 1.
+            MdiError: a number of atoms that cannot be.
         """
         self._result = None
         if command == ">NATOMS":
@@ -99,9 +102,9 @@ class System:
     def _take_count(self, n_atoms: int) -> None:
         if n_atoms != self.n_atoms:
             self.numbers = self.positions = None
-        self.n_atoms = max(n_atoms, 0)
-        if n_atoms < 1:
-            raise MdiError(f"`>NATOMS` must be positive, got {n_atoms}")
+        self.n_atoms = n_atoms if 0 < n_atoms <= MOST_ATOMS else 0
+        if self.n_atoms == 0:
+            raise MdiError(f"`>NATOMS` must lie between 1 and {MOST_ATOMS}, got {n_atoms}")
 
     @property
     def boundary(self) -> Axes:
@@ -258,6 +261,7 @@ def prepare(arguments: argparse.Namespace) -> System:
         arguments.model,
         charges=arguments.charges,
         fragments=fragments_of(arguments.fragments, atoms),
+        fragment_charges=arguments.fragment_charges,
         threads=arguments.threads,
     )
     if atoms is not None:

@@ -90,7 +90,9 @@ class Link:
             self.library.MDI_Recv(count, code, self.communicator, buf=values)
         except Exception:
             what = "real numbers" if kind is np.float64 else "integers"
-            raise MdiError(f"`{command}` must bring {count} {what}, got another number or type of values") from None
+            raise MdiError(
+                f"`{command}` must bring {count} {what}, got another number or type of values, or the driver left"
+            ) from None
         return values
 
     def send(self, values: NDArray[Any] | str) -> None:

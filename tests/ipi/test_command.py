@@ -51,11 +51,23 @@ def test_a_server_that_closes_before_it_speaks_is_refused(
     assert "closed the connection before its first message: is it i-PI?" in caplog.text
 
 
+def test_a_server_that_closes_before_it_speaks_is_no_end_for_those_who_reconnect(
+    nacl_model: Path, template: Path, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scripted_server(address, lambda driver: None):
+        assert drive(nacl_model, template, address, "--reconnect", "--wait", "0.2") == 2
+    assert [record.message.split(" within")[0] for record in caplog.records] == [
+        "the server closed the connection without EXIT",
+        "trying to connect again (--reconnect)",
+        f"error: no i-PI server at {PREFIX}{address}",
+    ]
+
+
 def test_a_silent_server_is_told(caplog: pytest.LogCaptureFixture) -> None:
     left, right = socket.socketpair()
     with left, right:
         threading.Timer(0.3, left.sendall, [header("STATUS")]).start()
-        connection.await_first_word(right, "somewhere", 0.05)
+        assert connection.await_first_word(right, "somewhere", 0.05)
     assert "connected to somewhere, which has said nothing for 0.05 s" in caplog.text
 
 

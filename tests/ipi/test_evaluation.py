@@ -10,9 +10,10 @@ import ase
 import numpy as np
 import pytest
 
+from kqeq_md.errors import KqeqError
 from kqeq_md.ipi_driver import protocol
 from kqeq_md.ipi_driver.evaluation import Evaluation
-from kqeq_md.ipi_driver.settings import Settings
+from kqeq_md.ipi_driver.settings import Settings, read_settings
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.units import BOHR, HARTREE
@@ -51,3 +52,37 @@ def test_copies_at_the_end_of_a_batch_are_computed_once(
     for answer, request in zip(answers, [*requests, requests[-1], requests[-1]], strict=True):
         wanted = right(Potential(model), replace(solid, positions=request.positions))
         np.testing.assert_allclose(answer.forces * HARTREE / BOHR, wanted.forces, atol=1e-12)  # rounding
+
+
+def test_charges_of_fragments(model: Model, helpers: Any) -> None:
+    """An ion among molecules: the first fragment holds the total charge."""
+    box = helpers.salt_box(2)
+    atoms = ase.Atoms(box.numbers, box.positions, cell=box.cell, pbc=True)
+    atoms.set_array("molecule", np.repeat(np.arange(8), 2))
+    settings = {"charge": "1", "charges": "fragments", "fragments": "molecule", "fragment_charges": "1 0 0 0 0 0 0 0"}
+    (answer,) = Evaluation(model, atoms, read_settings(settings, "here"))([protocol.Request(box.cell, box.positions)])
+    sums = np.array(json.loads(answer.extras)["charges"]).reshape(8, 2).sum(axis=1)
+    np.testing.assert_allclose(sums, [1, 0, 0, 0, 0, 0, 0, 0], atol=1e-11)  # twelve decimals
+    with pytest.raises(KqeqError, match="`fragment_charges` must say which of 8 fragments hold the total charge 1"):
+        Evaluation(model, atoms, replace(read_settings(settings, "here"), fragment_charges=None))
+    with pytest.raises(KqeqError, match="`fragment_charges` in here must be one number or more, got ''"):
+        read_settings({"fragment_charges": " "}, "here")
+
+
+def test_a_shearing_cell_in_a_field_gets_its_own_virial(model: Model, helpers: Any) -> None:
+    """Upper triangle: differences of the energies that i-PI gets when its triangular cell strains."""
+    structure = helpers.salt_box(2, field=(0.1, 0.2, 0.3))
+    atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=True)
+    evaluate = Evaluation(model, atoms, Settings(efield=(0.1, 0.2, 0.3), charges="fragments"))
+    (answer,) = evaluate([protocol.Request(structure.cell, structure.positions)])
+    step = 1e-3
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        energies = []
+        for strain in (-step, step):
+            deform = np.eye(3)
+            deform[a, b] = strain
+            request = protocol.Request(structure.cell @ deform.T, structure.positions @ deform.T)
+            energies.append(evaluate([request])[0].energy)
+        # the error of the difference goes with the square of the step, and that of the Coulomb sum is 1e-5 eV/Angstrom
+        assert answer.virial[a, b] == pytest.approx((energies[0] - energies[1]) / (2 * step), abs=1e-4)
+        assert abs(answer.virial[a, b] - answer.virial[b, a]) > 1e-3

@@ -23,7 +23,7 @@ def result(**changes: object) -> Result:
         "energy": -HARTREE,
         "charges": np.array([0.5, -0.5]),
         "forces": np.full((2, 3), 2 * HARTREE / BOHR),
-        "virial": 3 * HARTREE * np.eye(3),
+        "unsymmetrized_virial": 3 * HARTREE * np.eye(3),
         "dipole": np.array([0.0, 0.0, BOHR]),
     }
     return Result(**{**values, **changes})  # type: ignore[arg-type]

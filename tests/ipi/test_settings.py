@@ -78,7 +78,7 @@ def test_every_rule_is_named(name: str, value: Any, rule: str) -> None:
 
 
 def test_unknown_words_are_refused() -> None:
-    known = "charge, efield, charges, fragments, part, extras, pbc, slab"
+    known = "charge, efield, charges, fragments, fragment_charges, part, extras, pbc, slab"
     with pytest.raises(KqeqError, match=f"{HERE} must be of {known}, got `colour`"):
         read_settings({"colour": "red"}, HERE)
 

@@ -82,6 +82,13 @@ class Workplace:
         rows = np.concatenate([np.flatnonzero(whole.numbers == z)[:6] for z in (11, 17)])
         return Structure(whole.numbers[rows], whole.positions[rows] - 5.0, charge=charge, field=field)
 
+    @staticmethod
+    def virial_of(result: Result) -> Floats:
+        """What LAMMPS has of it, whose boxes stay triangular: the upper triangle before it is symmetrised, twice."""
+        assert result.unsymmetrized_virial is not None
+        upper = np.triu(result.unsymmetrized_virial)
+        return upper + np.triu(upper, 1).T
+
     # --- input
 
     def data(self, structure: Structure, molecule: list[int] | None = None) -> None:
