@@ -54,6 +54,7 @@ class Evaluation:
             )
         ]
         self.extras: tuple[str, ...] = ()
+        self._asked_of_cell = settings.pbc is not None or self.template.boundary != "open"
         self._rehearse()
 
     def __len__(self) -> int:
@@ -78,6 +79,8 @@ class Evaluation:
         Raises:
             KqeqError: a structure, the field or a result is refused.
         """
+        if not self._asked_of_cell:
+            self._ask_of_cell(requests[0])
         # i-PI fills an incomplete batch with copies of its last structure
         alone = len(requests)
         while alone > 1 and _same(requests[alone - 2], requests[alone - 1]):
@@ -104,6 +107,18 @@ class Evaluation:
     def _structure(self, request: Request) -> Structure:
         # i-PI sends a cell even where the boundaries are open
         return self.template.moved(request.positions, None if self.template.boundary == "open" else request.cell)
+
+    def _ask_of_cell(self, request: Request) -> None:
+        """Warn once of open boundaries where i-PI's cell fits like that of a crystal."""
+        self._asked_of_cell = True
+        vacuum = _vacuum(request)
+        if vacuum < self._model.cutoff:
+            logger.warning(
+                "boundary: open, as the template has no periodic cell, but in i-PI's cell atoms come within %.1f "
+                "Angstrom of their images: --pbc makes it periodic (with a cell in the template), --no-pbc says that "
+                "open is meant",
+                vacuum,
+            )
 
     def _rehearse(self) -> None:
         """Decide on the extras, and evaluate the template: i-PI stalls on a driver that is connected but not ready."""
@@ -146,3 +161,13 @@ class Evaluation:
 
 def _same(one: Request, other: Request) -> bool:
     return np.array_equal(one.positions, other.positions) and np.array_equal(one.cell, other.cell)
+
+
+def _vacuum(request: Request) -> float:
+    """Least distance between the slab of the atoms and its next image along a cell vector, Angstrom."""
+    volume = abs(np.linalg.det(request.cell))
+    if volume == 0.0:
+        return np.inf
+    reciprocal = np.linalg.inv(request.cell)  # columns are normals of the faces, 1/height long
+    heights = 1.0 / np.linalg.norm(reciprocal, axis=0)
+    return float((heights * (1.0 - np.ptp(request.positions @ reciprocal, axis=0))).min())

@@ -156,7 +156,10 @@ def template_in(atoms: Atoms, pbc: Axes | None) -> Atoms:
     if pbc is not None:
         out.pbc = pbc
     if out.cell.rank < {0: 0, 2: 2}.get(int(out.pbc.sum()), 3):
-        raise StructureError("`--template` must have a cell for periodic boundaries, got none")
+        raise StructureError(
+            "`--template` must have a cell for periodic boundaries, got none: ASE reads that of extended XYZ "
+            '(Lattice="..." in the second line), not i-PI\'s comment CELL(...)'
+        )
     return out
 
 

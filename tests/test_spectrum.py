@@ -16,6 +16,7 @@ from scipy.integrate import trapezoid
 
 import kqeq_md.units
 from kqeq_md.cli import main
+from kqeq_md.errors import KqeqError
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment, program
@@ -484,3 +485,11 @@ def test_a_diatomic_in_ipi(
     assert peak["frequency"] == pytest.approx(wavenumber, abs=0.5)
     # 17 periods, not whole: 0.3 %; Verlet's velocities are small by (w dt)^2 / 3 = 0.5 % in the kinetic energy
     assert peak["area"] == pytest.approx(intensity, rel=0.01)
+
+
+def test_properties_of_ipi_are_no_dipoles(tmp_path: Path) -> None:
+    """Four columns of them would pass for steps and dipoles."""
+    path = tmp_path / "run.out"
+    path.write_text("# column   1     --> step : The current simulation time step.\n 0 1.0 2.0 3.0\n 1 1.5 2.0 3.0\n")
+    with pytest.raises(KqeqError, match="run.out holds i-PI's properties, not dipoles"):
+        read_dipoles(path)

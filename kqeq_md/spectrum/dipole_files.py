@@ -21,6 +21,7 @@ JUMP = 10.0
 
 _EXTRAS = re.compile(r"\s*#\s*EXTRAS")
 _DIPOLE = re.compile(r"\s*#\s*EXTRAS\s*\(dipole\)\s*#\s*Step:\s*(\d+)")
+_PROPERTIES = re.compile(r"# columns?\s+1[\s-]")
 _BEAD = re.compile(r"(.*)_(\d+)")
 
 
@@ -73,6 +74,10 @@ def read_dipoles(path: Path) -> DipoleFile:
         KqeqError: a file with something else, with numbers that are not finite, or with two runs.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
+    if _PROPERTIES.match(text):
+        raise KqeqError(
+            f"{path} holds i-PI's properties, not dipoles: those of <trajectory extra_type='dipole'> extras"
+        )
     of_ipi = _EXTRAS.match(text) is not None
     steps: list[int] = []
     dipoles: list[list[float]] = []

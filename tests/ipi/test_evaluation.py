@@ -86,3 +86,20 @@ def test_a_shearing_cell_in_a_field_gets_its_own_virial(model: Model, helpers: A
         # the error of the difference goes with the square of the step, and that of the Coulomb sum is 1e-5 eV/Angstrom
         assert answer.virial[a, b] == pytest.approx((energies[0] - energies[1]) / (2 * step), abs=1e-4)
         assert abs(answer.virial[a, b] - answer.virial[b, a]) > 1e-3
+
+
+@pytest.mark.parametrize("vacuum", [0.0, 30.0])
+def test_open_boundaries_in_the_cell_of_a_crystal_are_warned_of(
+    vacuum: float, model: Model, helpers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A crystal whose template has lost its cell; no cluster in a large one, and not where open was asked for."""
+    solid = helpers.rock_salt()
+    atoms = ase.Atoms(solid.numbers, solid.positions)
+    request = protocol.Request(solid.cell + vacuum * np.eye(3), solid.positions)
+    for settings, warned in ((Settings(), vacuum == 0.0), (Settings(pbc=(False, False, False)), False)):
+        caplog.clear()
+        evaluate = Evaluation(model, atoms, settings)
+        for _ in range(2):
+            evaluate([request])
+        said = [record for record in caplog.records if "in i-PI's cell atoms come within" in record.message]
+        assert len(said) == warned
