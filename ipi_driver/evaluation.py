@@ -41,7 +41,7 @@ class Evaluation:
     def __init__(self, model: Model, atoms: Atoms, settings: Settings, threads: int | None = None) -> None:
         self._model, self._atoms, self._settings, self._wanted_threads = model, atoms, settings, threads
         self.template = structure_from_atoms(
-            template_in(atoms, settings.pbc), settings.charge or 0.0, settings.efield or NO_FIELD
+            template_in(atoms, settings.pbc, cell_follows=True), settings.charge or 0.0, settings.efield or NO_FIELD
         )
         self._potentials = [
             Potential(
@@ -115,8 +115,7 @@ class Evaluation:
         if vacuum < self._model.cutoff:
             logger.warning(
                 "boundary: open, as the template has no periodic cell, but in i-PI's cell atoms come within %.1f "
-                "Angstrom of their images: --pbc makes it periodic (with a cell in the template), --no-pbc says that "
-                "open is meant",
+                "Angstrom of their images: --pbc makes it periodic, --no-pbc says that open is meant",
                 vacuum,
             )
 

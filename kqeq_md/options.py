@@ -18,6 +18,9 @@ from kqeq_md.errors import StructureError
 Vector = tuple[float, float, float]
 Axes = tuple[bool, bool, bool]
 
+ROOM = 20.0
+"""Angstrom around the atoms of a template without a cell."""
+
 OPEN, PERIODIC = (False, False, False), (True, True, True)
 
 
@@ -146,8 +149,14 @@ def read_template(path: str) -> Atoms:
     return atoms
 
 
-def template_in(atoms: Atoms, pbc: Axes | None) -> Atoms:
+def template_in(atoms: Atoms, pbc: Axes | None, cell_follows: bool = False) -> Atoms:
     """The template with a boundary, or with its own.
+
+    Args:
+        atoms: as read.
+        pbc: the boundary that was asked for, or None.
+        cell_follows: the engine brings a cell with each structure: where a boundary was asked for and the template has
+            no cell, it gets a roomy one until then.
 
     Raises:
         StructureError: no cell where one is needed.
@@ -156,10 +165,12 @@ def template_in(atoms: Atoms, pbc: Axes | None) -> Atoms:
     if pbc is not None:
         out.pbc = pbc
     if out.cell.rank < {0: 0, 2: 2}.get(int(out.pbc.sum()), 3):
-        raise StructureError(
-            "`--template` must have a cell for periodic boundaries, got none: ASE reads that of extended XYZ "
-            '(Lattice="..." in the second line), not i-PI\'s comment CELL(...)'
-        )
+        if pbc is None or not cell_follows:
+            raise StructureError(
+                "`--template` must have a cell for periodic boundaries, got none: ASE reads that of extended XYZ "
+                '(Lattice="..." in the second line), not i-PI\'s comment CELL(...)'
+            )
+        out.cell = np.ptp(out.positions, axis=0) + ROOM
     return out
 
 

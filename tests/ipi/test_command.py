@@ -132,7 +132,9 @@ def test_field_with_a_periodic_template(
 def test_boundary_of_the_template_can_be_replaced(
     nacl_model: Path, template: Path, periodic_template: Path, address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    message = refusal(caplog, "-m", str(nacl_model), "-t", str(template), "--pbc")
+    bare = ase.Atoms("Na4Cl4", POSITIONS, pbc=True)
+    ase.io.write(template.with_name("no_cell.traj"), bare)
+    message = refusal(caplog, "-m", str(nacl_model), "-t", str(template.with_name("no_cell.traj")))
     assert "`--template` must have a cell for periodic boundaries" in message
     with scripted_server(address, lambda driver: driver.sendall(header("EXIT"))):
         assert drive(nacl_model, periodic_template, address, "--no-pbc", "--efield", "-0.1 0 0") == 0

@@ -103,3 +103,16 @@ def test_open_boundaries_in_the_cell_of_a_crystal_are_warned_of(
             evaluate([request])
         said = [record for record in caplog.records if "in i-PI's cell atoms come within" in record.message]
         assert len(said) == warned
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False)])
+def test_a_boundary_that_was_asked_for_takes_its_cell_from_ipi(
+    pbc: tuple[bool, bool, bool], model: Model, helpers: Any
+) -> None:
+    """A template in i-PI's own format has no cell for ASE."""
+    solid = helpers.rock_salt()
+    evaluate = Evaluation(model, ase.Atoms(solid.numbers, solid.positions), Settings(pbc=pbc))
+    (answer,) = evaluate([protocol.Request(solid.cell, solid.positions)])
+    wanted = Potential(model).compute(replace(solid, pbc=pbc))
+    assert answer.energy * HARTREE == pytest.approx(wanted.energy, rel=1e-12)
+    np.testing.assert_allclose(answer.forces * HARTREE / BOHR, wanted.forces, atol=1e-10)
