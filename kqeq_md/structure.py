@@ -198,9 +198,6 @@ class Result:
         forces: -dE/dR, eV/Angstrom, shape (n, 3).
         virial: W = -dE/d(strain), symmetrised, eV, shape (3, 3), field term included; None where a field leaves it
             undefined.
-        unsymmetrized_virial: -dE/d(eps_ab) for r_a + eps_ab r_b, eV, shape (3, 3); a field feels turns, so that it
-            differs from `virial` by half the torque, (F_a mu_b - mu_a F_b)/2. Cells of LAMMPS and i-PI stay
-            triangular: they need its upper triangle.
         dipole: mu about the coordinate origin, e Angstrom, shape (3,), where it is defined: open boundaries, whole
             fragments, split charges (`charges.field`).
         reference_residual: what learned reference charges of split charges miss of the sums that they should have and
@@ -209,6 +206,9 @@ class Result:
         charge_energy: chi.q + 1/2 q.J q and the energy of bonds, eV.
         field_energy: -F.mu, eV. These three add up to `energy`.
         iterations: products with J that the charges took beside the first one; 0 by factorisation.
+        unsymmetrized_virial: -dE/d(eps_ab) for r_a + eps_ab r_b, eV, shape (3, 3); a field feels turns, so that it
+            differs from `virial` by half the torque, (F_a mu_b - mu_a F_b)/2. Cells of LAMMPS and i-PI stay
+            triangular: they need its upper triangle.
     """
 
     energy: float
@@ -216,10 +216,10 @@ class Result:
     energies: Floats | None = None
     forces: Floats | None = None
     virial: Floats | None = None
-    unsymmetrized_virial: Floats | None = None
     dipole: Floats | None = None
     reference_residual: Floats | None = None
     short_range_energy: float = 0.0
     charge_energy: float = 0.0
     field_energy: float = 0.0
     iterations: int = 0
+    unsymmetrized_virial: Floats | None = None
