@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -23,6 +24,7 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.model import Model, SoapTerm, save_model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.programs import environment
 from kqeq_md.structure import Structure
 
 
@@ -364,6 +366,15 @@ class Subject:
         return Potential(self.model, accuracy, tolerance, **self.held)
 
 
+def drift(times: np.ndarray, energies: np.ndarray, blocks: int = 10) -> tuple[float, float]:
+    """Slope of energies against time and its standard error, from means of blocks, which hardly know of each other."""
+    t, e = (np.array([part.mean() for part in np.array_split(values, blocks)]) for values in (times, energies))
+    t, e = t - t.mean(), e - e.mean()
+    slope = (t @ e) / (t @ t)
+    rest = e - slope * t
+    return float(slope), float(np.sqrt(rest @ rest / (blocks - 2) / (t @ t)))
+
+
 class Helpers:
     """What test files share; they cannot import each other."""
 
@@ -388,6 +399,7 @@ class Helpers:
     radial_reference = staticmethod(radial_reference)
     random_rotation = staticmethod(random_rotation)
     shifts = staticmethod(shifts)
+    drift = staticmethod(drift)
 
 
 @pytest.fixture(scope="session")
@@ -446,3 +458,27 @@ def iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(ChargeSolver, "solve", counted)
     return counts
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes in `tmp_path`, or in a folder below it; whatever still runs at the end of the test is killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*command: str, folder: str = ".", stdin: int | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            list(command),
+            cwd=tmp_path / folder,
+            env=environment(),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()

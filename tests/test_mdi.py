@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from kqeq_md.mdi.link import check_connection
 from kqeq_md.model import Model, save_model
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, program
+from kqeq_md.programs import program
 from kqeq_md.structure import Structure
 from kqeq_md.units import BOHR, HARTREE
 
@@ -147,27 +148,9 @@ def connection(port: int) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes elsewhere than in the sources; whatever still runs at the end of the test is killed."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment(),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
+def run(launch: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts processes that are spoken to, elsewhere than in the sources."""
+    return partial(launch, stdin=subprocess.PIPE)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import ase.io
 import pytest
 from ipi_support import ADDRESSES, POSITIONS, PREFIX, SYMBOLS, TRICLINIC, rattled
 
-from kqeq_md.programs import environment, program
+from kqeq_md.programs import program
 
 
 @pytest.fixture
@@ -35,29 +35,6 @@ def periodic_template(tmp_path: Path) -> Path:
     path = tmp_path / "bulk.xyz"
     ase.io.write(path, ase.Atoms(SYMBOLS, rattled(TRICLINIC), cell=TRICLINIC, pbc=True))
     return path
-
-
-@pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes in `tmp_path`, or in a folder below it; whatever still runs at the end of the test is killed."""
-    running: list[subprocess.Popen[str]] = []
-
-    def run(*command: str, folder: str = ".") -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            list(command),
-            cwd=tmp_path / folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
-
-    yield run
-    for process in running:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -125,23 +126,14 @@ def test_nve_and_npt_conserve_their_energies(start: Start, tmp_path: Path, addre
     assert np.ptp(conserved) < 2e-3 * np.ptp(potential)
 
 
-def drift(times: Floats, energies: Floats, blocks: int = 10) -> tuple[float, float]:
-    """Slope of energies against time and its standard error, from means of blocks, which hardly know of each other."""
-    t, e = (np.array([part.mean() for part in np.array_split(values, blocks)]) for values in (times, energies))
-    t, e = t - t.mean(), e - e.mean()
-    slope = (t @ e) / (t @ t)
-    rest = e - slope * t
-    return float(slope), float(np.sqrt(rest @ rest / (blocks - 2) / (t @ t)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["nve", "npt"])
-def test_long_runs_do_not_drift(mode: str, start: Start, tmp_path: Path, address: str) -> None:
+def test_long_runs_do_not_drift(mode: str, start: Start, tmp_path: Path, address: str, helpers: Any) -> None:
     """20 ps of 64 atoms at 1 fs: below 1e-3 meV per atom and ps, or what they tell from 0."""
     names = "time{picosecond}, conserved{electronvolt}"
     more = {"mode": mode, "more": BAROSTAT if mode == "npt" else "", "temperature": 1200}
     times, energies = run(start, tmp_path, address, crystal(2), names, 10, steps=20000, **more)[200:].T
-    slope, error = drift(times, 1000 * energies / 64)
+    slope, error = helpers.drift(times, 1000 * energies / 64)
     print(f"{mode}: drift {slope:.2e} +- {error:.1e} meV/atom/ps")  # noqa: T201  (the figure of the README)
     assert error < 5e-3
     assert abs(slope) < 1e-3 + 3.0 * error

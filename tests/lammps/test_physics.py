@@ -328,15 +328,6 @@ def test_nve_on_two_ranks_conserves_energy_as_on_one(here: Any, helpers: Any) ->
     np.testing.assert_allclose(two[:, 0], one[:, 0], rtol=0, atol=64 * 1e-6)
 
 
-def drift(times: Floats, energies: Floats, blocks: int = 10) -> tuple[float, float]:
-    """Slope of energies against time and its standard error, from means of blocks, which hardly know of each other."""
-    t, e = (np.array([part.mean() for part in np.array_split(values, blocks)]) for values in (times, energies))
-    t, e = t - t.mean(), e - e.mean()
-    slope = (t @ e) / (t @ t)
-    rest = e - slope * t
-    return float(slope), float(np.sqrt(rest @ rest / (blocks - 2) / (t @ t)))
-
-
 def long_run(place: Any, motion: str, name: str, pieces: int) -> Floats:
     """Time, ps, and an energy, meV per atom, each 20 fs of a melt on two ranks, shape (2, n_times).
 
@@ -365,6 +356,6 @@ def test_long_runs_of_the_melt_do_not_drift(name: str, here: Any, helpers: Any) 
     motion, conserved, cells, pieces = LONG[name]
     here.data(helpers.rock_salt(cells, rattle=0.0))
     times, energies = long_run(here, motion, conserved, pieces)
-    slope, error = drift(times, energies)
+    slope, error = helpers.drift(times, energies)
     assert error < 5e-3
     assert abs(slope) < 1e-3 + 3.0 * error
