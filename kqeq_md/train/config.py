@@ -32,6 +32,9 @@ PerElement = float | dict[str, float]
 
 LEARNED = "learned"
 
+PHYSICAL = ("hardness", "gaussian_width", "compliance")
+"""Parameters of the Hamiltonian that can be fitted."""
+
 WIDE_ENOUGH = 0.6
 """Angstrom, for split charges. Hydrogen atoms with 0.22 take so little charge from their bonds that polarizabilities of
 molecules scatter by a factor of two around those of GFN2-xTB."""
@@ -114,10 +117,17 @@ class Fit:
     """[fit]: what one standard deviation means for each label and each prior.
 
     Attributes:
-        targets: labels that the electronegativity is first fitted to: "charges", "dipole", or both.
+        targets: labels that charges are fitted to: "charges", "dipole", or both.
         sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
+        sigma_virial: eV per atom, of the virial of frames with a stress.
+        sigma_polarizability: e^2 Angstrom^2/eV per atom; polarizabilities tell physical parameters alone.
         prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.
-        rounds: how often electronegativity, short range and learned q0 are refined together on all labels.
+        prior_physical: of the logarithm of physical parameters around their start values.
+        physical: which of them are fitted: "hardness", "gaussian_width", "compliance".
+        regularisation: "held_out" multiplies the priors by what serves the held-out frames best, "given" leaves them.
+        held_out: part of the training frames that the fit does not see while priors, and the limits of the model, are
+            found; they take part in the final fit.
+        rounds: how often everything is refined together on all labels.
     """
 
     targets: list[str] = field(default_factory=lambda: ["charges"])
@@ -127,8 +137,14 @@ class Fit:
     sigma_dipole: float = 0.02
     prior_electronegativity: float = 2.0
     prior_short_range: float = 1.0
+    sigma_virial: float = 0.02
+    sigma_polarizability: float = 0.005
     prior_reference_charge: float = 1.0
-    rounds: int = 2
+    prior_physical: float = 1.0
+    physical: list[str] = field(default_factory=lambda: ["hardness"])
+    regularisation: str = "held_out"
+    held_out: float = 0.1
+    rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -219,10 +235,14 @@ def _numbers(value: Any, name: str) -> PerElement:
 
 def _check(config: Config) -> None:
     fit, kernel = config.fit, config.kernel
-    for name in ("sigma_energy", "sigma_forces", "sigma_charges", "sigma_dipole"):
-        _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
-    for name in ("prior_electronegativity", "prior_short_range", "prior_reference_charge"):
-        _between(f"fit.{name}", getattr(fit, name), 1e-9, 1e9)
+    for entry in fields(fit):
+        if entry.name.startswith(("sigma_", "prior_")):
+            _between(f"fit.{entry.name}", getattr(fit, entry.name), 1e-9, 1e9)
+    _between("fit.held_out", fit.held_out, 0.0, 0.5)
+    if fit.regularisation not in ("held_out", "given"):
+        raise ConfigError(f'`fit.regularisation` must be "held_out" or "given", got {fit.regularisation!r}')
+    if set(fit.physical) - set(PHYSICAL):
+        raise ConfigError(f"`fit.physical` must be of {', '.join(PHYSICAL)}, got {fit.physical}")
     _between("fit.rounds", fit.rounds, 0, 100)
     _between("kernel.zeta", kernel.zeta, 1, 20)
     _between("kernel.sparse_points", kernel.sparse_points, 1, 100_000)

@@ -50,6 +50,9 @@ class Frame:
     born_charges: Floats | None = None
     fragments: Ints | None = None
     place: str = "a frame"
+    stress: Floats | None = None
+    weight: float = 1.0
+    group: str = ""
 
 
 def read_frames(

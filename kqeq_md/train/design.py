@@ -1,14 +1,14 @@
-"""The linear maps from kernel weights to energies and forces of a whole data set.
+"""The linear maps from kernel weights to energies, forces and virials of a batch of frames.
 
-All frames stand side by side as one system without interactions between them, so that every array of the core
-serves unchanged. Weights are whitened: y = K U v, with U from `sparse.whitening`.
+Frames stand side by side as one system without interactions between them, so that every array of the core serves
+unchanged. A data set is a row of batches, each of which is forgotten before the next: its size does not matter.
+Weights are whitened: y = K U v, with U from `sparse.whitening`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,15 @@ from kqeq_md.kernel import sparse_kernel
 from kqeq_md.local_part import LARGEST_GROUP, same_element
 from kqeq_md.neighbours import Pairs, find_pairs
 from kqeq_md.structure import Floats
-from kqeq_md.threads import kernel_threads
+from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.data import Frame
 
 Progress = Callable[[Any, str], Any]
 """Wraps an iterable with a known length and a title; shows how far it is."""
+
+
+BATCH = 1000
+"""Atoms side by side: designs of a batch take 24 bytes times atoms, columns and kinds of weights (0.4 GB for 6,000)."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,26 @@ class Batch:
     """Frames side by side.
 
     Attributes:
+        frames: with their labels.
         start: atoms of frame f are start[f]:start[f + 1], shape (n_frames + 1,).
         species: element index, shape (n,).
         pairs: neighbours of all atoms.
         groups: all atoms with their power spectra.
     """
 
+    frames: Sequence[Frame]
     start: NDArray[np.int64]
     species: NDArray[np.int64]
     pairs: Pairs
     groups: Sequence[Group]
+
+    def atoms(self, f: int) -> slice:
+        """The atoms of a frame."""
+        return slice(int(self.start[f]), int(self.start[f + 1]))
+
+    def pairs_of(self, f: int) -> slice:
+        """The pairs of a frame."""
+        return slice(int(self.pairs.first[self.start[f]]), int(self.pairs.first[self.start[f + 1]]))
 
     def per_frame(self, values: Floats) -> Floats:
         """Sums of per-atom values over each frame, shape (n_frames, ...)."""
@@ -69,7 +83,21 @@ class Batch:
 
     def spectra(self, element: int) -> Floats:
         """Normalised power spectra of all atoms of one element, in their order, shape (n, size)."""
-        return np.concatenate([group.unit.T for group in self.groups if group.element == element])
+        parts = [group.unit.T for group in self.groups if group.element == element]
+        return np.concatenate(parts) if parts else np.empty((0, self.groups[0].unit.shape[0]))
+
+
+def split_into_batches(frames: Sequence[Frame], size: int = BATCH) -> list[list[Frame]]:
+    """The frames in their order, so many together that they have about `size` atoms."""
+    out: list[list[Frame]] = [[]]
+    atoms = 0
+    for frame in frames:
+        if out[-1] and atoms + len(frame.structure) > size:
+            out.append([])
+            atoms = 0
+        out[-1].append(frame)
+        atoms += len(frame.structure)
+    return out
 
 
 def make_batch(frames: Sequence[Frame], descriptor: Descriptor, cutoff: float, elements: Sequence[int]) -> Batch:
@@ -89,7 +117,7 @@ def make_batch(frames: Sequence[Frame], descriptor: Descriptor, cutoff: float, e
     for element, rows in same_element(species, LARGEST_GROUP):
         density = descriptor.density(rows, pairs, species)
         groups.append(Group(element, rows, density, *descriptor.spectrum(density)))
-    return Batch(start, species, pairs, groups)
+    return Batch(frames, start, species, pairs, groups)
 
 
 @dataclass(frozen=True)
@@ -131,29 +159,42 @@ class Basis:
         return out
 
 
-def force_design(
-    batch: Batch, descriptor: Descriptor, basis: Basis, centre_weights: Sequence[Floats], progress: Progress
-) -> list[Floats]:
-    """-d/dR of sum_i a_i (K U)_i for each column and each a.
+@dataclass(frozen=True)
+class ForceDesign:
+    """-d/dR and -d/d(strain) of sum_i a_i (K U)_i for each column.
 
-    One reverse pass through the descriptor per sparse point gives the derivative of every atom's kernel with it,
-    because each pair belongs to one centre.
+    Attributes:
+        forces: eV/Angstrom per unit of v, shape (3 n, columns).
+        virials: of each frame with a stress label, by its number: xx, yy, zz, yz, xz, xy; eV, shape (6, columns).
+    """
+
+    forces: Floats
+    virials: dict[int, Floats]
+
+
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""Rows and columns of xx, yy, zz, yz, xz, xy."""
+
+
+def force_design(
+    batch: Batch, descriptor: Descriptor, basis: Basis, centre_weights: Sequence[Floats]
+) -> list[ForceDesign]:
+    """The designs of each a. One reverse pass through the descriptor per sparse point gives the derivative of every
+    atom's kernel with it, because each pair belongs to one centre.
 
     Args:
-        batch: the data set.
+        batch: some frames.
         descriptor: its power spectrum.
         basis: sparse points.
-        centre_weights: several a, shapes (n,): ones for the short-range energy, charges for q.chi.
-        progress: shown over the sparse points.
-
-    Returns:
-        For each a, eV/Angstrom per unit of v, shape (3 n, basis.size).
+        centre_weights: several a, shapes (n,): charges for q.chi, psi for learned reference charges, ones for the
+            short-range energy.
     """
     n = len(batch.species)
-    most = max(len(points) for points in basis.points)
     centre = batch.pairs.centre
     pairs_of = [np.flatnonzero(batch.species[centre] == element) for element in range(len(basis.points))]
-    raw = [[np.zeros((3 * n, len(points))) for points in basis.points] for _ in centre_weights]
+    stressed = [f for f, frame in enumerate(batch.frames) if frame.stress is not None]
+    forces = [[np.zeros((3 * n, len(points))) for points in basis.points] for _ in centre_weights]
+    virials = [[np.zeros((len(stressed), 6, len(points))) for points in basis.points] for _ in centre_weights]
     overlaps = [basis.points[group.element] @ group.unit for group in batch.groups]
 
     def fill(m: int) -> None:
@@ -168,16 +209,23 @@ def force_design(
         for element, rows in enumerate(pairs_of):
             if m < len(basis.points[element]):
                 weighted = np.zeros_like(grad)
-                for columns, weights in zip(raw, centre_weights, strict=True):
+                for columns, strained, weights in zip(forces, virials, centre_weights, strict=True):
                     weighted[rows] = weights[centre[rows], None] * grad[rows]
                     columns[element][:, m] = -batch.pairs.scatter(weighted, n).ravel()
+                    for row, f in enumerate(stressed):
+                        own = batch.pairs_of(f)
+                        strain = batch.pairs.vectors[own].T @ weighted[own]
+                        strained[element][row, :, m] = -0.5 * (strain + strain.T)[VOIGT]
 
-    with ThreadPoolExecutor(kernel_threads()) as pool:
-        jobs = [pool.submit(fill, m) for m in range(most)]
-        try:
-            for job in progress(jobs, "reverse passes, one per sparse point"):
-                job.result()
-        except BaseException:  # Ctrl-C: do not work off the queue first
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [np.concatenate([r @ u for r, u in zip(part, basis.whiten, strict=True)], axis=1) for part in raw]
+    in_parallel(fill, range(max(len(points) for points in basis.points)), kernel_threads())
+    kinds, elements = range(len(centre_weights)), range(len(pairs_of))
+    pieces = [(raw, a, e) for raw in (forces, virials) for a in kinds for e in elements]
+    white = in_parallel(lambda piece: piece[0][piece[1]][piece[2]] @ basis.whiten[piece[2]], pieces, kernel_threads())
+    designs = []
+    for a in kinds:
+        own = [value for (_, b, _), value in zip(pieces, white, strict=True) if a == b]
+        strained = np.concatenate(own[len(elements) :], axis=2)
+        designs.append(
+            ForceDesign(np.concatenate(own[: len(elements)], axis=1), dict(zip(stressed, strained, strict=True)))
+        )
+    return designs

@@ -1,73 +1,110 @@
-"""The fit of electronegativity, learned reference charges and short range: linear least squares in three stages.
+"""The fit, from labelled frames to a model: points, charges, everything together, short range.
 
-1. Electronegativity and reference charges from charges and dipoles, in closed form. Charges are linear in both
-   (`frozen.Response`); what the field and the total charge do to them is known and goes to the right side.
-2. Rounds: at frozen charges, energies and forces are linear in electronegativity, reference charges and short range
-   together. All are fitted to all labels, then the charges follow.
-3. Short range and the level of chi from what the equilibrated charges leave of energies and forces. The level
-   (chi + c leaves charges alone and moves E by c Q) shows only where the total charge does not follow from the
-   composition of the frames.
+1. Sparse points and whitening (`sparse`), chosen once, from the frames that are not held out.
+2. Physical parameters, electronegativities and reference charges from charges, dipoles and polarizabilities
+   (`charge_fit`).
+3. Everything together on all labels, in rounds, with charges that respond (`joint`). In the first one the priors are
+   chosen by the error on the held-out frames (`regularisation`); in the last one these frames join the fit.
+4. The short range once more, exactly, at the final charges (`short_fit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.errors import ConfigError, KqeqError
+from kqeq_md.elements import ATOMIC_NUMBERS
+from kqeq_md.errors import ConfigError
 from kqeq_md.kernel import sparse_kernel
 from kqeq_md.model import Model, SoapTerm, usual_compliance
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.potential import Equilibrated, Potential
-from kqeq_md.short_range import add_repulsion
 from kqeq_md.structure import Floats
-from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, PerElement, per_element, per_pair, usual_radii
+from kqeq_md.threads import one_blas_thread
+from kqeq_md.train.charge_fit import PhysicalFit, answers, charge_rows
+from kqeq_md.train.checkpoint import Checkpoint
+from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, Fit, PerElement, per_element, per_pair, usual_radii
 from kqeq_md.train.data import Frame, species_of
-from kqeq_md.train.design import Basis, Batch, Progress, force_design, make_batch
-from kqeq_md.train.frozen import ACCURACY, Response, charge_response, freeze
-from kqeq_md.train.least_squares import LeastSquares
-from kqeq_md.train.molecules import prepared, smallest_fragment
-from kqeq_md.train.sparse import farthest_points, whitening
+from kqeq_md.train.design import Basis, Progress, make_batch, split_into_batches
+from kqeq_md.train.joint import JointFit, add_blocks, with_constants
+from kqeq_md.train.molecules import smallest_fragment
+from kqeq_md.train.normal_equations import NormalEquations
+from kqeq_md.train.physical import Parameter, parameters_of, with_physical
+from kqeq_md.train.regularisation import Regularisation, choose_factors
+from kqeq_md.train.short_fit import ShortFit
+from kqeq_md.train.sparse import farthest_points, room_for_spectra, whitening
+from kqeq_md.train.unknowns import CHI, REFERENCE, SHORT, Unknowns
 
-WIDE = 1e3
+WIDE = 100.0
 """Prior of per-element constants (eV, eV/e): wide enough to leave them free, finite so that a fit always exists."""
 
-CONSTANTS = ("electronegativity_offset", "atom_energy", "reference_charge")
-"""Of each column of the weights, what a model adds to its kernel per element."""
+GIVEN = 1e-6
+"""Prior of the constants of the short range where atom energies are given, eV."""
+
+FEWEST_FRAMES = 20
+"""Of fewer frames none is held out."""
+
+MOST_FRAMES = 200
+"""Physical parameters are few: so many frames, spread evenly, tell them as well as all."""
+
+FEW_POINTS = 40
+"""Sparse points per element with which physical parameters are found."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model, the same short range fitted without any charges, and whether the level of chi could be told."""
+    """What a fit gives.
+
+    Attributes:
+        model: of all frames.
+        short_range_only: the same short range fitted without any charges.
+        without_held_out: the model before the held-out frames joined; None if there are none.
+        held_out: places of these frames.
+        level_determined: whether the level of chi could be told.
+        history: of each round: rms errors by quantity in units of sigma, the sum of squares, physical parameters.
+        regularisation: factors of the priors.
+        physical: names of the fitted physical parameters with their values.
+    """
 
     model: Model
     short_range_only: Model
+    without_held_out: Model | None
+    held_out: frozenset[str]
     level_determined: bool
+    history: list[dict[str, Any]]
+    regularisation: Regularisation
+    physical: dict[str, float]
 
 
-def fit(frames: Sequence[Frame], config: Config, progress: Progress) -> Fitted:
+def fit(
+    frames: Sequence[Frame],
+    config: Config,
+    progress: Progress,
+    atom_energies: dict[str, float] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Fitted:
     """Train a model on labelled frames.
+
+    Args:
+        frames: with their labels; their places are distinct.
+        config: the configuration.
+        progress: wraps the loops.
+        atom_energies: of free atoms by element, eV; None to fit them.
+        checkpoint: what an earlier run of the same has reached, and where to keep what this one does.
 
     Raises:
         ConfigError: labels that the targets need are missing, hardness and widths that give no positive definite
             Hamiltonian, fields or fragments of a frame that do not go with the charge model.
     """
-    blank = blank_model(frames, config)
-    descriptor = Descriptor(config.descriptor, len(blank.species))
-    batch = make_batch(frames, descriptor, blank.cutoff, blank.numbers)
-    basis = choose_basis(batch, config)
-    columns = 3 if config.charges.learns_reference else 2
-    weights = tuple(np.zeros((len(p), columns)) for p in basis.points)
-    term = replace(blank.terms[0], sparse_points=basis.points, weights=weights)
-    blank = replace(blank, terms=(term,))
-    return _Fit(frames, config, blank, descriptor, batch, basis, progress).run()
+    with one_blas_thread:
+        return _Fit(frames, config, progress, atom_energies, checkpoint or Checkpoint()).run()
 
 
-def blank_model(frames: Sequence[Frame], config: Config) -> Model:
-    """The hyperparameters as a model whose kernels are zero."""
+def blank_model(frames: Sequence[Frame], config: Config, atom_energies: dict[str, float] | None = None) -> Model:
+    """The hyperparameters as a model whose kernels are zero, with the energies of its atoms."""
     species, charges = species_of(frames), config.charges
     zeros, radii = np.zeros(len(species)), usual_radii(species)
     compliance, cutoff = usual_compliance(species)
@@ -76,8 +113,9 @@ def blank_model(frames: Sequence[Frame], config: Config) -> Model:
     def each(value: PerElement | None, usual: Floats, name: str) -> Floats:
         return np.array(per_element(value, species, usual, name))
 
-    no_points, no_weights = np.empty((0, Descriptor.size_for(config.descriptor, len(species)))), np.empty((0, 2))
-    blank = SoapTerm(config.descriptor, config.kernel.zeta, (no_points,) * len(species), (no_weights,) * len(species))
+    columns = 3 if charges.learns_reference else 2
+    points, weights = np.empty((0, Descriptor.size_for(config.descriptor, len(species)))), np.empty((0, columns))
+    blank = SoapTerm(config.descriptor, config.kernel.zeta, (points,) * len(species), (weights,) * len(species))
     fixed = charges.reference_charges
     return Model(
         species=species,
@@ -85,7 +123,7 @@ def blank_model(frames: Sequence[Frame], config: Config) -> Model:
         hardness=each(charges.hardness, zeros + HARDNESS[charges.model], "charges.hardness"),
         gaussian_width=each(charges.gaussian_width, widths, "charges.gaussian_width"),
         electronegativity_offset=zeros,
-        atom_energy=zeros,
+        atom_energy=energies_of_atoms(frames, species, atom_energies),
         repulsion_radius=each(config.short_range.repulsion_radius, radii, "short_range.repulsion_radius"),
         reference_charge=zeros if isinstance(fixed, str) else each(fixed, zeros, "charges.reference_charges"),
         charges=charges.model,
@@ -95,199 +133,251 @@ def blank_model(frames: Sequence[Frame], config: Config) -> Model:
     )
 
 
-def choose_basis(batch: Batch, config: Config) -> Basis:
+def energies_of_atoms(frames: Sequence[Frame], species: Sequence[str], given: dict[str, float] | None) -> Floats:
+    """The given ones, or those that compositions tell best (least squares), eV, shape (n_species,)."""
+    if given is not None:
+        return np.array([given[symbol] for symbol in species])
+    labelled = [frame for frame in frames if frame.energy is not None]
+    counts = compositions(labelled, [ATOMIC_NUMBERS[symbol] for symbol in species])
+    energies = np.array([frame.energy for frame in labelled], dtype=np.float64)
+    per_atom = 1.0 / counts.sum(axis=1, keepdims=True)
+    out: Floats = np.linalg.lstsq(counts * per_atom, energies * per_atom[:, 0], rcond=None)[0]
+    return out
+
+
+def choose_basis(frames: Sequence[Frame], blank: Model, config: Config, progress: Progress) -> Basis:
     """Sparse points of every species by farthest-point sampling, and their whitening."""
-    generator = np.random.default_rng(config.seed)
-    points = tuple(
-        farthest_points(batch.spectra(element), config.kernel.sparse_points, generator)
-        for element in range(int(batch.species.max()) + 1)
-    )
-    whiten = tuple(whitening(sparse_kernel(p, p, config.kernel.zeta)) for p in points)
-    return Basis(points, whiten, config.kernel.zeta)
+    generator, descriptor = np.random.default_rng(config.seed), Descriptor(config.descriptor, len(blank.species))
+    numbers = np.concatenate([frame.structure.numbers for frame in frames])
+    spectra = [room_for_spectra(int((numbers == number).sum()), descriptor.size) for number in blank.numbers]
+    filled = [0] * len(spectra)
+    for part in progress(split_into_batches(frames), "power spectra"):
+        batch = make_batch(part, descriptor, blank.cutoff, blank.numbers)
+        for element, room in enumerate(spectra):
+            own = batch.spectra(element)
+            room[filled[element] : filled[element] + len(own)] = own
+            filled[element] += len(own)
+    points = tuple(farthest_points(room, config.kernel.sparse_points, generator) for room in spectra)
+    return basis_of(points, config.kernel.zeta)
+
+
+def basis_of(points: Sequence[Floats], zeta: int) -> Basis:
+    """Sparse points with their whitening."""
+    return Basis(tuple(points), tuple(whitening(sparse_kernel(p, p, zeta)) for p in points), zeta)
+
+
+def held_out_places(frames: Sequence[Frame], part: float, seed: int) -> frozenset[str]:
+    """Places of a random part of the frames that leaves every element in the others; none of a small set."""
+    count = round(part * len(frames))
+    if len(frames) < FEWEST_FRAMES or count == 0:
+        return frozenset()
+    order = np.random.default_rng([seed, 1]).permutation(len(frames))
+    chosen = {frames[f].place for f in order[:count]}
+    rest = [frame for frame in frames if frame.place not in chosen]
+    if set(species_of(rest)) != set(species_of(frames)):
+        return frozenset()
+    return frozenset(chosen)
 
 
 class _Fit:
-    """The training set and what stays the same during the stages.
-
-    Unknowns are (v, constants per species) of each y = K U v + constant: chi, then the reference charges if they are
-    learned, together `learned`, then the short range.
-    """
+    """The training set and what stays the same during the stages."""
 
     def __init__(
         self,
         frames: Sequence[Frame],
         config: Config,
-        blank: Model,
-        descriptor: Descriptor,
-        batch: Batch,
-        basis: Basis,
         progress: Progress,
+        atom_energies: dict[str, float] | None,
+        checkpoint: Checkpoint,
     ) -> None:
-        self.frames, self.config, self.blank, self.progress = frames, config, blank, progress
-        self.descriptor, self.batch, self.basis = descriptor, batch, basis
-        self.design = np.concatenate([basis.kernel(batch), np.eye(len(blank.species))[batch.species]], axis=1)
-        self.frame_design = batch.per_frame(self.design)
-        self.responses = self._responses()
-        self.short_forces = self._force_designs([np.ones(len(batch.species))])[0]
+        self.frames, self.config, self.progress, self.checkpoint = frames, config, progress, checkpoint
+        self.held_out = held_out_places(frames, config.fit.held_out, config.seed)
+        self.given_atoms = atom_energies is not None
+        self.blank = blank_model(frames, config, atom_energies)
+        self.descriptor = Descriptor(config.descriptor, len(self.blank.species))
+        self.batches = split_into_batches(frames)
+        if not any(has_targets(frame, config.fit) for frame in frames):
+            raise ConfigError(f"`fit.targets` are {config.fit.targets}, but no training frame has such labels")
+        parameters = parameters_of(self.blank, config.fit.physical)
+        self.unknowns = self._unknowns(self._basis(), parameters)
+        self.joint = JointFit(self.unknowns, config.fit, self.descriptor, self.batches, self.held_out, progress)
 
     def run(self) -> Fitted:
-        """The three stages."""
-        learned = self.from_charges()
-        for _ in range(self.config.fit.rounds):
-            learned = self.refine(learned)
-        charged = self._with_charges(learned)
-        potential, known = Potential(charged, ACCURACY), []
-        for frame in self.frames:
-            result = prepared(potential, frame).compute(frame.structure, want=("forces",))
-            known.append((result.energy, _given(result.forces)))
-        level_known = self.level_determined()
-        model = self.short_range(charged, known, level_known)
-        alone = self.short_range(self.blank, [self._repulsion(f) for f in range(len(self.frames))], level=False)
-        return Fitted(model, alone, level_known)
-
-    def from_charges(self) -> Floats:
-        """Stage 1: what is learned from charges and dipoles."""
-        system = LeastSquares(self._charge_prior())
-        if not self._add_charge_rows(system, pad=0):
-            raise ConfigError(f"`fit.targets` are {self.config.fit.targets}, but no training frame has such labels")
-        return system.solve()
-
-    def refine(self, learned: Floats) -> Floats:
-        """Stage 2, one round: what is learned from all labels, at the charges of the last one."""
-        system = LeastSquares(np.concatenate([self._charge_prior(), self._prior(self.config.fit.prior_short_range)]))
-        self._add_charge_rows(system, pad=self.design.shape[1])
-        frozen = [freeze(state) for state in self._equilibrate(Potential(self._with_charges(learned), ACCURACY))]
-        weights = [np.concatenate([frame.charges for frame in frozen])]
-        if self.blank.learned_reference:
-            weights.append(np.concatenate([_given(frame.reference_gradient) for frame in frozen]))
-        energies = [self.batch.per_frame(a[:, None] * self.design) for a in weights]
-        self._add_energy_and_force_rows(
-            system,
-            [*energies, self.frame_design],
-            [*self._force_designs(weights), self.short_forces],
-            [(frame.energy, frame.forces) for frame in frozen],
+        """All stages."""
+        state = self._rounds(self._charges())
+        level = level_determined(self.frames, self.blank)
+        charged = self.unknowns.model(self._without_short_range(state.x))
+        short = ShortFit(self.unknowns, self.config.fit, self.descriptor, self.batches, self.progress)
+        prior = self._prior(state.regularisation.factors)[self.unknowns.of(SHORT)]
+        model, alone = short.models(charged, prior, WIDE if level else 0.0)
+        without = self.unknowns.model(state.without) if self.held_out and self.config.fit.rounds else None
+        return Fitted(
+            model, alone, without, self.held_out, level, state.history, state.regularisation, self._physical(state.x)
         )
-        return system.solve()[: len(learned)]
 
-    def short_range(self, model: Model, known: Sequence[tuple[float, Floats]], level: bool) -> Model:
-        """Stage 3: `model` with the short range, and the level of chi if it can be told, on top of known energies."""
-        energies, forces = [self.frame_design], [self.short_forces]
-        prior = self._prior(self.config.fit.prior_short_range)
-        if level:
-            energies.append(np.array([[frame.structure.charge] for frame in self.frames]))
-            forces.append(np.zeros((len(self.short_forces), 1)))
-            prior = np.append(prior, WIDE)
-        system = LeastSquares(prior)
-        self._add_energy_and_force_rows(system, energies, forces, known)
-        solution = system.solve()
-        model = self._with_column(model, solution[: self.design.shape[1]], column=1)
-        shift = solution[-1] if level else 0.0
-        return replace(model, electronegativity_offset=model.electronegativity_offset + shift)
+    def _basis(self) -> Basis:
+        kept = self.checkpoint.recall("points")
+        if kept is None:
+            fitted = [frame for frame in self.frames if frame.place not in self.held_out]
+            basis = choose_basis(fitted, self.blank, self.config, self.progress)
+            self.checkpoint.keep("points", **dict(zip(self.blank.species, basis.points, strict=True)))
+            return basis
+        return basis_of([kept[symbol] for symbol in self.blank.species], self.config.kernel.zeta)
 
-    def level_determined(self) -> bool:
-        """Whether the total charge of the frames with energies is more than a function of their composition."""
-        rows = [f for f, frame in enumerate(self.frames) if frame.energy is not None]
-        total_charge = np.array([self.frames[f].structure.charge for f in rows])
-        composition = self.frame_design[rows, self.basis.size :]  # the columns of constants count atoms
-        rest = total_charge - composition @ np.linalg.lstsq(composition, total_charge, rcond=None)[0]
-        return bool(np.abs(rest).max(initial=0.0) > 1e-6)
+    def _unknowns(self, basis: Basis, parameters: Sequence[Parameter]) -> Unknowns:
+        columns = self.blank.terms[0].weights[0].shape[1]
+        weights = tuple(np.zeros((len(points), columns)) for points in basis.points)
+        term = replace(self.blank.terms[0], sparse_points=basis.points, weights=weights)
+        return Unknowns(replace(self.blank, terms=(term,)), basis, parameters)
 
-    def _add_charge_rows(self, system: LeastSquares, pad: int) -> int:
-        """Rows of charge and dipole labels, with `pad` columns of zeros behind; returns how many labels there were."""
-        fit, used = self.config.fit, 0
-        for f, (frame, response) in enumerate(zip(self.frames, self.responses, strict=True)):
-            design = np.pad(response.design(self.design[self._atoms(f)]), ((0, 0), (0, pad)))
-            if frame.charges is not None and "charges" in fit.targets:
-                system.add(design / fit.sigma_charges, (frame.charges - response.known) / fit.sigma_charges)
-                used += 1
-            if frame.dipole is not None and "dipole" in fit.targets:
-                positions, sigma = frame.structure.positions.T, fit.sigma_dipole * len(frame.structure)
-                system.add(positions @ design / sigma, (frame.dipole - positions @ response.known) / sigma)
-                used += 1
-            if self.blank.learned_reference:
-                self._add_sum_row(system, f, pad)
-        return used
+    def _charges(self) -> Floats:
+        """Stage 2: x without short range."""
+        kept = self.checkpoint.recall("charges")
+        if kept is not None:
+            return kept["x"]
+        x, unknowns = np.zeros(self.unknowns.size), self.unknowns
+        if unknowns.parameters:
+            x[unknowns.physical] = self._physical_parameters()
+        equations = NormalEquations(unknowns.charged)
+        for frames in self.progress(self.batches, "charges"):
+            kernels = self._kernels(unknowns, frames)
+            known = [pair for pair in zip(frames, kernels, strict=True) if pair[0].place not in self.held_out]
+            for part in answers(unknowns, known, x[unknowns.physical]):
+                add_blocks(equations, charge_rows(unknowns, self.config.fit, part), np.zeros(unknowns.charged))
+        x[: unknowns.charged] = equations.solve(self._prior((1.0,) * len(unknowns.columns))[: unknowns.charged])
+        self.checkpoint.keep("charges", x=x)
+        return x
 
-    def _add_sum_row(self, system: LeastSquares, f: int, pad: int) -> None:
-        """Reference charges that add up to the total charge by themselves: nothing is left to be spread."""
-        row = np.concatenate([np.zeros(self.design.shape[1]), self.frame_design[f], np.zeros(pad)])
-        sigma = self.config.fit.sigma_charges
-        system.add(row[None] / sigma, np.array([self.frames[f].structure.charge]) / sigma)
+    def _physical_parameters(self) -> Floats:
+        """Those that charges, dipoles and polarizabilities of some frames want, with few sparse points."""
+        labelled = [f for f in self.frames if f.place not in self.held_out and has_targets(f, self.config.fit)]
+        chosen = labelled[:: -(-len(labelled) // MOST_FRAMES)]
+        basis = basis_of([points[:FEW_POINTS] for points in self.unknowns.basis.points], self.config.kernel.zeta)
+        unknowns = self._unknowns(basis, self.unknowns.parameters)
+        kernels = [kernel for part in split_into_batches(chosen) for kernel in self._kernels(unknowns, part)]
+        prior = prior_of(unknowns, self.config.fit, (1.0,) * len(unknowns.columns), self.given_atoms)
+        return PhysicalFit(unknowns, self.config.fit, prior[: unknowns.charged], chosen, kernels).best(self.progress)
 
-    def _add_energy_and_force_rows(
-        self,
-        system: LeastSquares,
-        energies: Sequence[Floats],
-        forces: Sequence[Floats],
-        known: Sequence[tuple[float, Floats]],
-    ) -> None:
-        """Rows of energies (n_frames, ...) and forces (3 n, ...), by blocks of columns, on top of known ones."""
-        fit = self.config.fit
-        for f, frame in enumerate(self.frames):
-            energy, force = known[f]
-            if frame.energy is not None:
-                sigma = fit.sigma_energy * len(frame.structure)
-                row = np.concatenate([block[f] for block in energies])
-                system.add(row[None] / sigma, np.array([frame.energy - energy]) / sigma)
-            if frame.forces is not None:
-                atoms = self._atoms(f)
-                rows = np.concatenate([block[3 * atoms.start : 3 * atoms.stop] for block in forces], axis=1)
-                system.add(rows / fit.sigma_forces, (frame.forces - force).ravel() / fit.sigma_forces)
+    def _kernels(self, unknowns: Unknowns, frames: Sequence[Frame]) -> list[Floats]:
+        """K U and constants of each frame."""
+        batch = make_batch(frames, self.descriptor, self.blank.cutoff, self.blank.numbers)
+        kernel = with_constants(unknowns, batch)
+        return [kernel[batch.atoms(f)] for f in range(len(frames))]
 
-    def _atoms(self, f: int) -> slice:
-        return slice(int(self.batch.start[f]), int(self.batch.start[f + 1]))
+    def _rounds(self, x: Floats) -> _Rounds:
+        """Stage 3."""
+        state = _Rounds.begin(x, len(self.unknowns.columns)).recalled(self.checkpoint)
+        rounds = self.config.fit.rounds
+        while len(state.history) < rounds:
+            number = len(state.history) + 1
+            around = self.joint.around(state.x, f"round {number} of {rounds}")
+            if number == 1 and self.config.fit.regularisation == "held_out":
+                state = replace(state, regularisation=self._choose(around.fitted, around.held_out, state.x))
+            prior = self._prior(state.regularisation.factors)
+            square = around.square + float(((state.x / prior) ** 2).sum())
+            record = {"round": number, "square": square, "rms": around.rms, "physical": self._physical(state.x)}
+            history = [*state.history, record]
+            if square > state.least:
+                state = replace(state, x=0.5 * (state.x + state.best), history=history)
+            else:
+                least = square if number > 1 else np.inf  # there is no short range in the first round
+                every = around.fitted + around.held_out if number == rounds else around.fitted
+                state = _Rounds(
+                    self.joint.step(every, prior, state.x), state.x,
+                    self.joint.step(around.fitted, prior, state.x) if number == rounds else state.without,
+                    least, history, state.regularisation,
+                )  # fmt: skip
+            state.keep(self.checkpoint)
+        return state
 
-    def _responses(self) -> list[Response]:
-        potential, out = Potential(self.blank, ACCURACY), []
-        for frame in self.frames:
-            try:
-                out.append(charge_response(prepared(potential, frame), frame.structure))
-            except KqeqError as error:
-                raise ConfigError(f"{frame.place}: {error}") from None
+    def _choose(self, fitted: NormalEquations, held_out: NormalEquations, x: Floats) -> Regularisation:
+        def solve(factors: tuple[float, ...]) -> Floats:
+            return self.joint.step(fitted, self._prior(factors), x)
+
+        return choose_factors(fitted, held_out, solve, len(self.unknowns.columns))
+
+    def _prior(self, factors: tuple[float, ...]) -> Floats:
+        return prior_of(self.unknowns, self.config.fit, factors, self.given_atoms)
+
+    def _without_short_range(self, x: Floats) -> Floats:
+        out = x.copy()
+        out[self.unknowns.of(SHORT)] = 0.0
         return out
 
-    def _equilibrate(self, potential: Potential) -> Iterator[Equilibrated]:
-        return (prepared(potential, frame).equilibrate(frame.structure) for frame in self.frames)
-
-    def _repulsion(self, f: int) -> tuple[float, Floats]:
-        """Energy (eV) and forces (eV/Angstrom) of what repels without any charges."""
-        structure, atoms = self.frames[f].structure, self._atoms(f)
-        pairs = find_pairs(structure, self.blank.cutoff)
-        radius = self.blank.repulsion_radius[self.batch.species[atoms]]
-        energies, gradient = np.zeros(len(structure)), np.zeros_like(pairs.vectors)
-        add_repulsion(pairs, structure.numbers.astype(np.float64), radius, energies, gradient)
-        return float(energies.sum()), -pairs.scatter(gradient, len(structure))
-
-    def _force_designs(self, centre_weights: Sequence[Floats]) -> list[Floats]:
-        """Those of `force_design` with zeros beside them: a constant exerts no force."""
-        designs = force_design(self.batch, self.descriptor, self.basis, centre_weights, self.progress)
-        return [np.pad(design, ((0, 0), (0, len(self.blank.species)))) for design in designs]
-
-    def _charge_prior(self) -> Floats:
-        fit = self.config.fit
-        priors = [self._prior(fit.prior_electronegativity)]
-        if self.blank.learned_reference:
-            priors.append(self._prior(fit.prior_reference_charge))
-        return np.concatenate(priors)
-
-    def _prior(self, sigma: float) -> Floats:
-        return np.concatenate([np.full(self.basis.size, sigma), np.full(len(self.blank.species), WIDE)])
-
-    def _with_charges(self, learned: Floats) -> Model:
-        """A model without short range that has learned electronegativities and reference charges."""
-        columns = self.design.shape[1]
-        model = self._with_column(self.blank, learned[:columns], column=0)
-        return self._with_column(model, learned[columns:], column=2) if self.blank.learned_reference else model
-
-    def _with_column(self, model: Model, solution: Floats, column: int) -> Model:
-        """`model` with one column of its kernel weights and its constants set."""
-        weights = [w.copy() for w in model.terms[0].weights]
-        for w, learned in zip(weights, self.basis.weights(solution[: self.basis.size]), strict=True):
-            w[:, column] = learned
-        constants = {CONSTANTS[column]: solution[self.basis.size :]}
-        return replace(model.with_weights(weights), **constants)  # type: ignore[arg-type]
+    def _physical(self, x: Floats) -> dict[str, float]:
+        """Names and values of the physical parameters that are fitted."""
+        model = with_physical(self.blank, self.unknowns.parameters, x[self.unknowns.physical])
+        return {p.name(model.species): float(p.value(model)) for p in self.unknowns.parameters}
 
 
-def _given(values: Floats | None) -> Floats:
-    assert values is not None
-    return values
+@dataclass(frozen=True)
+class _Rounds:
+    """Where the rounds have come to.
+
+    Attributes:
+        x: the next unknowns. best: those before the last step, with the sum of squares `least`.
+        without: x of the last round without the held-out frames.
+        history, regularisation: as in `Fitted`.
+    """
+
+    x: Floats
+    best: Floats
+    without: Floats
+    least: float
+    history: list[dict[str, Any]]
+    regularisation: Regularisation
+
+    @staticmethod
+    def begin(x: Floats, columns: int) -> _Rounds:
+        """Before the first round."""
+        return _Rounds(x, x, x, float("inf"), [], Regularisation((1.0,) * columns))
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Write it down."""
+        record = {"least": self.least, "history": self.history, "regularisation": asdict(self.regularisation)}
+        arrays = {"x": self.x, "best": self.best, "without": self.without}
+        checkpoint.keep("rounds", record=np.array(json.dumps(record)), **arrays)
+
+    def recalled(self, checkpoint: Checkpoint) -> _Rounds:
+        """What was kept; itself if nothing was."""
+        kept = checkpoint.recall("rounds")
+        if kept is None:
+            return self
+        record = json.loads(str(kept["record"]))
+        regularisation = record["regularisation"]
+        regularisation["factors"] = tuple(regularisation["factors"])
+        return _Rounds(
+            kept["x"], kept["best"], kept["without"], record["least"], record["history"],
+            Regularisation(**regularisation),
+        )  # fmt: skip
+
+
+def prior_of(unknowns: Unknowns, fit: Fit, factors: tuple[float, ...], given_atoms: bool) -> Floats:
+    """Standard deviation of every unknown, shape (unknowns.size,)."""
+    width = {CHI: fit.prior_electronegativity, REFERENCE: fit.prior_reference_charge, SHORT: fit.prior_short_range}
+    out = np.full(unknowns.size, fit.prior_physical)
+    for column, factor in zip(unknowns.columns, factors, strict=True):
+        own = unknowns.of(column)
+        out[own] = factor * width[column]
+        out[own.stop - len(unknowns.start.species) : own.stop] = GIVEN if column == SHORT and given_atoms else WIDE
+    return out
+
+
+def has_targets(frame: Frame, fit: Fit) -> bool:
+    """Whether a frame has labels that charges are fitted to."""
+    return any(getattr(frame, name) is not None for name in fit.targets)
+
+
+def level_determined(frames: Sequence[Frame], model: Model) -> bool:
+    """Whether the total charge of the frames with energies is more than a function of their composition."""
+    labelled = [frame for frame in frames if frame.energy is not None]
+    total_charge = np.array([frame.structure.charge for frame in labelled])
+    composition = compositions(labelled, model.numbers)
+    rest = total_charge - composition @ np.linalg.lstsq(composition, total_charge, rcond=None)[0]
+    return bool(np.abs(rest).max(initial=0.0) > 1e-6)
+
+
+def compositions(frames: Sequence[Frame], numbers: Sequence[int]) -> Floats:
+    """How many atoms of each element the frames have, shape (n_frames, n_species)."""
+    counts = [(frame.structure.numbers[:, None] == np.array(numbers)).sum(axis=0) for frame in frames]
+    return np.array(counts, dtype=np.float64).reshape(len(frames), len(numbers))

@@ -1,0 +1,81 @@
+"""What a training run has reached, in a file beside the model: interrupted, it goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kqeq_md.structure import Floats
+
+log = logging.getLogger("kqeq_md")
+
+Arrays = dict[str, Floats]
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+    """Of the configuration, the data and the version: a run goes on from what the very same run has reached."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoint:
+    """Arrays by stage. Without a path nothing is kept.
+
+    Args:
+        path: of the file; None for none.
+        mark: of `fingerprint`; a file with another one is not used.
+    """
+
+    def __init__(self, path: Path | None = None, mark: str = "") -> None:
+        self._path, self._mark = path, mark
+        self._stages: dict[str, Arrays] = {}
+        if path is not None and path.is_file():
+            self._stages = _read(path, mark)
+            if self._stages:
+                log.warning("going on from %s (%s); remove it to begin anew", path, ", ".join(self._stages))
+
+    def recall(self, stage: str) -> Arrays | None:
+        """What was kept of a stage, None if it was not reached."""
+        return self._stages.get(stage)
+
+    def keep(self, stage: str, **arrays: Floats) -> None:
+        """Write what a stage has found, whole or not at all."""
+        self._stages[stage] = arrays
+        if self._path is None:
+            return
+        named = {f"{stage}/{name}": value for stage, own in self._stages.items() for name, value in own.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{"fingerprint": np.array(self._mark)}, **named)  # type: ignore[arg-type]
+        beside = self._path.with_name(self._path.name + ".part")
+        beside.write_bytes(buffer.getvalue())
+        os.replace(beside, self._path)
+
+    def remove(self) -> None:
+        """The run is at its end."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _read(path: Path, mark: str) -> dict[str, Arrays]:
+    stages: dict[str, Arrays] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["fingerprint"]) != mark:
+                log.warning("%s is of another configuration, other data or another version: beginning anew", path)
+                return {}
+            for name in file.files:
+                if name != "fingerprint":
+                    stage, _, key = name.partition("/")
+                    stages.setdefault(stage, {})[key] = file[name]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        log.warning("%s cannot be read (%s): beginning anew", path, error)
+        return {}
+    return stages
