@@ -23,6 +23,9 @@ from kqeq_md.structure import Floats, Structure
 ACCURACY = 1e-6
 """Target rms force error of the Coulomb sum in periodic training frames, eV/Angstrom: below any label's noise."""
 
+TIGHT = 1e-10
+"""Tolerance of charge equilibration in training: what is derived stays exact beside what is solved."""
+
 
 def operator_for(structure: Structure, gaussian_width: Floats, hardness: Floats) -> DirectCoulomb | EwaldCoulomb:
     """J of a training frame, by the sums that give it as a matrix; widths and hardness of each atom."""

@@ -1,11 +1,12 @@
 """The fit, from labelled frames to a model: points, charges, everything together, short range.
 
 1. Sparse points and whitening (`sparse`), chosen once, from the frames that are not held out.
-2. Physical parameters, electronegativities and reference charges from charges, dipoles and polarizabilities
-   (`charge_fit`).
-3. Everything together on all labels, in rounds, with charges that respond (`joint`). In the first one the priors are
+2. Physical parameters (`physical_fit`), with few points and some frames: what charges, dipoles and polarizabilities
+   want, then what all labels together want.
+3. Electronegativities and reference charges from charges and dipoles (`charge_fit`).
+4. Everything together on all labels, in rounds, with charges that respond (`joint`). In the first one the priors are
    chosen by the error on the held-out frames (`regularisation`); in the last one these frames join the fit.
-4. The short range once more, exactly, at the final charges (`short_fit`).
+5. The short range once more, exactly, at the final charges (`short_fit`).
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from kqeq_md.kernel import sparse_kernel
 from kqeq_md.model import Model, SoapTerm, usual_compliance
 from kqeq_md.structure import Floats
 from kqeq_md.threads import one_blas_thread
-from kqeq_md.train.charge_fit import PhysicalFit, answers, charge_rows
+from kqeq_md.train.charge_fit import answers, charge_rows, kernels_of
 from kqeq_md.train.checkpoint import Checkpoint
 from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, Fit, PerElement, per_element, per_pair, usual_radii
 from kqeq_md.train.data import Frame, species_of
 from kqeq_md.train.design import Basis, Progress, make_batch, split_into_batches
-from kqeq_md.train.joint import JointFit, add_blocks, with_constants
+from kqeq_md.train.joint import JointFit, add_blocks
 from kqeq_md.train.molecules import smallest_fragment
 from kqeq_md.train.normal_equations import NormalEquations
 from kqeq_md.train.physical import Parameter, parameters_of, with_physical
+from kqeq_md.train.physical_fit import fit_physical
 from kqeq_md.train.regularisation import Regularisation, choose_factors
 from kqeq_md.train.short_fit import ShortFit
 from kqeq_md.train.sparse import farthest_points, room_for_spectra, whitening
@@ -64,7 +66,8 @@ class Fitted:
         without_held_out: the model before the held-out frames joined; None if there are none.
         held_out: places of these frames.
         level_determined: whether the level of chi could be told.
-        history: of each round: rms errors by quantity in units of sigma, the sum of squares, physical parameters.
+        history: of each round: rms errors by quantity before it in units of sigma, the sum of squares after it, and
+            how much it was damped.
         regularisation: factors of the priors.
         physical: names of the fitted physical parameters with their values.
     """
@@ -198,8 +201,10 @@ class _Fit:
         self.batches = split_into_batches(frames)
         if not any(has_targets(frame, config.fit) for frame in frames):
             raise ConfigError(f"`fit.targets` are {config.fit.targets}, but no training frame has such labels")
-        parameters = parameters_of(self.blank, config.fit.physical)
-        self.unknowns = self._unknowns(self._basis(), parameters)
+        self.parameters = parameters_of(self.blank, config.fit.physical)
+        basis = self._basis()
+        self.start = self._physical_parameters(basis)
+        self.unknowns = unknowns_of(self.start, basis, [])
         self.joint = JointFit(self.unknowns, config.fit, self.descriptor, self.batches, self.held_out, progress)
 
     def run(self) -> Fitted:
@@ -212,8 +217,9 @@ class _Fit:
         model, alone = short.models(charged, prior, WIDE if level else 0.0)
         without = self.unknowns.model(state.without) if self.held_out and self.config.fit.rounds else None
         return Fitted(
-            model, alone, without, self.held_out, level, state.history, state.regularisation, self._physical(state.x)
-        )
+            model, alone, without, self.held_out, level, state.history, state.regularisation,
+            {p.name(model.species): p.value(model) for p in self.parameters},
+        )  # fmt: skip
 
     def _basis(self) -> Basis:
         kept = self.checkpoint.recall("points")
@@ -224,48 +230,43 @@ class _Fit:
             return basis
         return basis_of([kept[symbol] for symbol in self.blank.species], self.config.kernel.zeta)
 
-    def _unknowns(self, basis: Basis, parameters: Sequence[Parameter]) -> Unknowns:
-        columns = self.blank.terms[0].weights[0].shape[1]
-        weights = tuple(np.zeros((len(points), columns)) for points in basis.points)
-        term = replace(self.blank.terms[0], sparse_points=basis.points, weights=weights)
-        return Unknowns(replace(self.blank, terms=(term,)), basis, parameters)
-
     def _charges(self) -> Floats:
-        """Stage 2: x without short range."""
+        """Stage 3: x without short range."""
         kept = self.checkpoint.recall("charges")
         if kept is not None:
             return kept["x"]
         x, unknowns = np.zeros(self.unknowns.size), self.unknowns
-        if unknowns.parameters:
-            x[unknowns.physical] = self._physical_parameters()
         equations = NormalEquations(unknowns.charged)
         for frames in self.progress(self.batches, "charges"):
             kernels = self._kernels(unknowns, frames)
             known = [pair for pair in zip(frames, kernels, strict=True) if pair[0].place not in self.held_out]
-            for part in answers(unknowns, known, x[unknowns.physical]):
+            for part in answers(unknowns, known, x):
                 add_blocks(equations, charge_rows(unknowns, self.config.fit, part), np.zeros(unknowns.charged))
         x[: unknowns.charged] = equations.solve(self._prior((1.0,) * len(unknowns.columns))[: unknowns.charged])
         self.checkpoint.keep("charges", x=x)
         return x
 
-    def _physical_parameters(self) -> Floats:
-        """Those that charges, dipoles and polarizabilities of some frames want, with few sparse points."""
+    def _physical_parameters(self, basis: Basis) -> Model:
+        """Stage 2: the hyperparameters with the fitted ones."""
+        kept = self.checkpoint.recall("physical")
+        if kept is not None:
+            return with_physical(self.blank, self.parameters, kept["x"])
         labelled = [f for f in self.frames if f.place not in self.held_out and has_targets(f, self.config.fit)]
-        chosen = labelled[:: -(-len(labelled) // MOST_FRAMES)]
-        basis = basis_of([points[:FEW_POINTS] for points in self.unknowns.basis.points], self.config.kernel.zeta)
-        unknowns = self._unknowns(basis, self.unknowns.parameters)
-        kernels = [kernel for part in split_into_batches(chosen) for kernel in self._kernels(unknowns, part)]
-        prior = prior_of(unknowns, self.config.fit, (1.0,) * len(unknowns.columns), self.given_atoms)
-        return PhysicalFit(unknowns, self.config.fit, prior[: unknowns.charged], chosen, kernels).best(self.progress)
+        x = np.zeros(0)
+        if self.parameters:
+            few = basis_of([points[:FEW_POINTS] for points in basis.points], basis.zeta)
+            unknowns = unknowns_of(self.blank, few, self.parameters)
+            prior = prior_of(unknowns, self.config.fit, (1.0,) * len(unknowns.columns), self.given_atoms)
+            chosen = labelled[:: -(-len(labelled) // MOST_FRAMES)]
+            x = fit_physical(unknowns, self.config.fit, prior, self.descriptor, chosen, self.progress)
+        self.checkpoint.keep("physical", x=x)
+        return with_physical(self.blank, self.parameters, x)
 
     def _kernels(self, unknowns: Unknowns, frames: Sequence[Frame]) -> list[Floats]:
-        """K U and constants of each frame."""
-        batch = make_batch(frames, self.descriptor, self.blank.cutoff, self.blank.numbers)
-        kernel = with_constants(unknowns, batch)
-        return [kernel[batch.atoms(f)] for f in range(len(frames))]
+        return kernels_of(unknowns, self.descriptor, frames)
 
     def _rounds(self, x: Floats) -> _Rounds:
-        """Stage 3."""
+        """Stage 4."""
         state = _Rounds.begin(x, len(self.unknowns.columns)).recalled(self.checkpoint)
         rounds = self.config.fit.rounds
         while len(state.history) < rounds:
@@ -273,26 +274,18 @@ class _Fit:
             around = self.joint.around(state.x, f"round {number} of {rounds}")
             if number == 1 and self.config.fit.regularisation == "held_out":
                 state = replace(state, regularisation=self._choose(around.fitted, around.held_out, state.x))
-            prior = self._prior(state.regularisation.factors)
-            square = around.square + float(((state.x / prior) ** 2).sum())
-            record = {"round": number, "square": square, "rms": around.rms, "physical": self._physical(state.x)}
-            history = [*state.history, record]
-            if square > state.least:
-                state = replace(state, x=0.5 * (state.x + state.best), history=history)
-            else:
-                least = square if number > 1 else np.inf  # there is no short range in the first round
-                every = around.fitted + around.held_out if number == rounds else around.fitted
-                state = _Rounds(
-                    self.joint.step(every, prior, state.x), state.x,
-                    self.joint.step(around.fitted, prior, state.x) if number == rounds else state.without,
-                    least, history, state.regularisation,
-                )  # fmt: skip
+            prior, last = self._prior(state.regularisation.factors), number == rounds
+            every = around.fitted + around.held_out if last else around.fitted
+            step = self.joint.improve(every, prior, state.x, everyone=last)
+            without = self.joint.solve(around.fitted, prior, state.x, step.damping) if last else step.x
+            record = {"round": number, "rms_before": around.rms, "square": step.square, "damping": step.damping}
+            state = replace(state, x=step.x, without=without, history=[*state.history, record])
             state.keep(self.checkpoint)
         return state
 
     def _choose(self, fitted: NormalEquations, held_out: NormalEquations, x: Floats) -> Regularisation:
         def solve(factors: tuple[float, ...]) -> Floats:
-            return self.joint.step(fitted, self._prior(factors), x)
+            return self.joint.solve(fitted, self._prior(factors), x)
 
         return choose_factors(fitted, held_out, solve, len(self.unknowns.columns))
 
@@ -304,39 +297,31 @@ class _Fit:
         out[self.unknowns.of(SHORT)] = 0.0
         return out
 
-    def _physical(self, x: Floats) -> dict[str, float]:
-        """Names and values of the physical parameters that are fitted."""
-        model = with_physical(self.blank, self.unknowns.parameters, x[self.unknowns.physical])
-        return {p.name(model.species): float(p.value(model)) for p in self.unknowns.parameters}
-
 
 @dataclass(frozen=True)
 class _Rounds:
     """Where the rounds have come to.
 
     Attributes:
-        x: the next unknowns. best: those before the last step, with the sum of squares `least`.
-        without: x of the last round without the held-out frames.
+        x: the unknowns.
+        without: those of the last round without the held-out frames.
         history, regularisation: as in `Fitted`.
     """
 
     x: Floats
-    best: Floats
     without: Floats
-    least: float
     history: list[dict[str, Any]]
     regularisation: Regularisation
 
     @staticmethod
     def begin(x: Floats, columns: int) -> _Rounds:
         """Before the first round."""
-        return _Rounds(x, x, x, float("inf"), [], Regularisation((1.0,) * columns))
+        return _Rounds(x, x, [], Regularisation((1.0,) * columns))
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Write it down."""
-        record = {"least": self.least, "history": self.history, "regularisation": asdict(self.regularisation)}
-        arrays = {"x": self.x, "best": self.best, "without": self.without}
-        checkpoint.keep("rounds", record=np.array(json.dumps(record)), **arrays)
+        record = {"history": self.history, "regularisation": asdict(self.regularisation)}
+        checkpoint.keep("rounds", record=np.array(json.dumps(record)), x=self.x, without=self.without)
 
     def recalled(self, checkpoint: Checkpoint) -> _Rounds:
         """What was kept; itself if nothing was."""
@@ -346,10 +331,15 @@ class _Rounds:
         record = json.loads(str(kept["record"]))
         regularisation = record["regularisation"]
         regularisation["factors"] = tuple(regularisation["factors"])
-        return _Rounds(
-            kept["x"], kept["best"], kept["without"], record["least"], record["history"],
-            Regularisation(**regularisation),
-        )  # fmt: skip
+        return _Rounds(kept["x"], kept["without"], record["history"], Regularisation(**regularisation))
+
+
+def unknowns_of(start: Model, basis: Basis, parameters: Sequence[Parameter]) -> Unknowns:
+    """The unknowns of a model with these sparse points, and weights of zero."""
+    columns = start.terms[0].weights[0].shape[1]
+    weights = tuple(np.zeros((len(points), columns)) for points in basis.points)
+    term = replace(start.terms[0], sparse_points=basis.points, weights=weights)
+    return Unknowns(replace(start, terms=(term,)), basis, parameters)
 
 
 def prior_of(unknowns: Unknowns, fit: Fit, factors: tuple[float, ...], given_atoms: bool) -> Floats:

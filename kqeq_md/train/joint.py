@@ -4,10 +4,13 @@
 
 Charges are linear in the weights, energies and forces nearly so: a few linear solutions around the present model
 (`linearised`, `rows`) end at the minimum. The derivatives are exact but for virials, which follow the short range
-alone. A round that makes things worse is taken back half of the way. As always in Gauss-Newton with linear unknowns
-among others, the step of the physical parameters is that of variable projection.
+alone. Where a solution does not keep what it promises, unknowns that make charges are held back (Levenberg and
+Marquardt): electronegativities and reference charges that leave the charges alone together still change the energy of
+the flows between them. As always in Gauss-Newton with linear unknowns among others, the step of the physical parameters
+is that of variable projection.
 
-Reference: Ruhe and Wedin, SIAM Rev. 22, 318 (1980), doi:10.1137/1022057.
+References: Marquardt, J. Soc. Ind. Appl. Math. 11, 431 (1963), doi:10.1137/0111030; Ruhe and Wedin, SIAM Rev. 22, 318
+(1980), doi:10.1137/1022057.
 """
 
 from __future__ import annotations
@@ -22,23 +25,25 @@ from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, kernel_threads
-from kqeq_md.train.charge_fit import TIGHT, has_polarizability
-from kqeq_md.train.charge_response import ACCURACY
+from kqeq_md.train.charge_response import ACCURACY, TIGHT, charge_response
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Batch, Progress, force_design, make_batch
-from kqeq_md.train.linearised import Linearised, linearise
+from kqeq_md.train.linearised import Linearised, linearise, polarizability
 from kqeq_md.train.molecules import prepared
 from kqeq_md.train.normal_equations import NormalEquations
 from kqeq_md.train.physical import bounds_of
-from kqeq_md.train.rows import Block, JointRows
+from kqeq_md.train.rows import Block, JointRows, present_blocks
 from kqeq_md.train.unknowns import REFERENCE, Unknowns
-
-LARGEST_STEP = float(np.log(2.0))
-"""Of the logarithm of a physical parameter in one round."""
 
 FIXED = 1e-6
 """Prior of a parameter that stays where it is."""
+
+DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4)
+"""How strongly unknowns that make charges are held where they are, in units of 1 / prior^2: tried in turn."""
+
+PROMISED = 1.2
+"""A step is taken at once if the sum of squares ends below so many times what the linear problem has promised."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +107,71 @@ class JointFit:
         rms = {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()}
         return Around(fitted, held_out, float(sum(map(sum, squares.values()))), rms)
 
-    def step(self, equations: NormalEquations, prior: Floats, x: Floats) -> Floats:
-        """The minimum of the linearised problem around x, with physical parameters within their bounds and not farther
-        than LARGEST_STEP."""
+    def improve(
+        self, equations: NormalEquations, prior: Floats, x: Floats, everyone: bool = False, farthest: float = 0.0
+    ) -> Step:
+        """The step that lowers the sum of squares most, of those with more and more damping; none if none does.
+
+        Args:
+            equations: around x.
+            prior: of all unknowns.
+            x: the present ones.
+            everyone: whether the held-out frames count too.
+            farthest: that physical parameters may move.
+        """
+        best = Step(x, self.square(x, prior, everyone), 0.0)
+        found = False
+        for damping in DAMPING:
+            candidate = self.solve(equations, prior, x, damping, farthest)
+            promised = equations.error(candidate) + float(((candidate / prior) ** 2).sum())
+            square = self.square(candidate, prior, everyone)
+            if square < best.square:
+                best, found = Step(candidate, square, damping), True
+            elif found:
+                break
+            if square < PROMISED * promised:
+                break
+        return best
+
+    def solve(
+        self, equations: NormalEquations, prior: Floats, x: Floats, damping: float = 0.0, farthest: float = 0.0
+    ) -> Floats:
+        """The minimum of the linearised problem around x plus damping sum ((x_new - x) / prior)^2 over what makes
+        charges, with physical parameters within their bounds and no farther than `farthest` from x."""
+        precision, centre, charged = prior**-2.0, np.zeros_like(x), self.unknowns.charged
+        precision[:charged] *= 1.0 + damping
+        centre[:charged] = damping / (1.0 + damping) * x[:charged]
         physical = self.unknowns.physical
         low, high = bounds_of(self.unknowns.start, self.unknowns.parameters).T
-        low, high = np.maximum(low, x[physical] - LARGEST_STEP), np.minimum(high, x[physical] + LARGEST_STEP)
-        out = equations.solve(prior)
+        low, high = np.maximum(low, x[physical] - farthest), np.minimum(high, x[physical] + farthest)
+        out = equations.solve(precision**-0.5, centre)
         beyond = (out[physical] < low) | (out[physical] > high)
-        if not beyond.any():
-            return out
-        prior, centre = prior.copy(), np.zeros_like(out)
-        centre[physical] = np.where(beyond, np.clip(out[physical], low, high), 0.0)
-        prior[physical] = np.where(beyond, FIXED, prior[physical])
-        out = equations.solve(prior, centre)
-        out[physical] = np.clip(out[physical], low, high)
+        if beyond.any():
+            centre[physical] = np.where(beyond, np.clip(out[physical], low, high), 0.0)
+            precision[physical] = np.where(beyond, FIXED**-2.0, precision[physical])
+            out = equations.solve(precision**-0.5, centre)
+            out[physical] = np.clip(out[physical], low, high)
         return out
+
+    def square(self, x: Floats, prior: Floats, everyone: bool) -> float:
+        """What is minimised, at x: for the fitted frames, or for all."""
+        potential = Potential(self.unknowns.model(x), ACCURACY, TIGHT, threads=1)
+        frames = [frame for batch in self.batches for frame in batch if everyone or frame.place not in self.held_out]
+        squares = in_parallel(lambda frame: self._square(potential, frame), frames, kernel_threads())
+        return float(np.sum(squares)) + float(((x / prior) ** 2).sum())
+
+    def _square(self, potential: Potential, frame: Frame) -> float:
+        own = prepared(potential.twin(), frame)
+        try:
+            state = own.equilibrate(frame.structure)
+            result, alpha = own.result(state), None
+            if self.unknowns.parameters and has_polarizability(frame):
+                response = charge_response(state.problem, state.hold)
+                alpha = polarizability(state, response, np.zeros(0, dtype=np.int64), []).value
+        except KqeqError:  # too far: no minimum, or no finite number
+            return float("inf")
+        blocks = present_blocks(self.fit, frame, result, alpha)
+        return float(sum(rest @ rest for _, _, rest in blocks))
 
     def _blocks(self, potential: Potential, batch: Batch, x: Floats) -> list[list[Block]]:
         """Rows of each frame of a batch."""
@@ -152,11 +206,25 @@ class JointFit:
             raise ConfigError(f"{frame.place}: {error}") from None
 
 
+@dataclass(frozen=True)
+class Step:
+    """New unknowns, the sum of squares there, and the damping that led to them."""
+
+    x: Floats
+    square: float
+    damping: float
+
+
 def add_blocks(equations: NormalEquations, blocks: Sequence[Block], x: Floats) -> None:
     """Add rows around x as equations for the new x."""
     if blocks:
         rows = np.concatenate([rows for _, rows, _ in blocks])
         equations.add(rows, np.concatenate([rest for _, _, rest in blocks]) + rows @ x)
+
+
+def has_polarizability(frame: Frame) -> bool:
+    """Whether a frame has a polarizability that physical parameters can be fitted to."""
+    return frame.polarizability is not None and frame.structure.boundary == "open"
 
 
 def with_constants(unknowns: Unknowns, batch: Batch) -> Floats:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqeq_md.structure import Floats
+from kqeq_md.structure import Floats, Result
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import VOIGT, Batch, ForceDesign
@@ -82,6 +82,24 @@ def virial_label(frame: Frame) -> Floats:
     """W = -V sigma, eV, shape (3, 3)."""
     assert frame.stress is not None
     return -frame.structure.volume * frame.stress
+
+
+def present_blocks(fit: Fit, frame: Frame, result: Result, polarizability: Floats | None) -> list[Block]:
+    """All targets of a frame at the present model, with rows of no column."""
+    rows, n = FrameRows(fit, frame), len(frame.structure)
+    out = rows.charges(np.empty((n, 0)), result.charges)
+    if frame.energy is not None:
+        out.append(rows.energy(np.empty(0), frame.energy - result.energy))
+    if frame.forces is not None and result.forces is not None:
+        out.append(rows.forces(np.empty((3 * n, 0)), frame.forces - result.forces))
+    if frame.stress is not None and result.virial is not None:
+        out.append(rows.virial(np.empty((6, 0)), virial_label(frame) - result.virial))
+    if polarizability is not None:
+        out.append(rows.polarizability(np.empty((3, 3, 0)), polarizability))
+    if result.reference_residual is not None:
+        excess = float(np.sum(result.reference_residual))
+        out.append(rows.reference_sum(np.empty(0), frame.structure.charge - excess))
+    return out
 
 
 class JointRows:

@@ -65,6 +65,9 @@ def train(config: Config, progress: Progress) -> Trained:
     for name in ("train", "test"):
         settings["data"][name] = [Path(file).name for file in getattr(config.data, name)]
     record = {
+        "history": fitted.history,
+        "regularisation": asdict(fitted.regularisation),
+        "physical": fitted.physical,
         "kqeq_md": __version__,
         "config": settings,
         "data_sha256": {Path(f).name: _sha256(f) for f in [*config.data.train, *config.data.test]},

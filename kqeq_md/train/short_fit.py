@@ -17,8 +17,7 @@ from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Result
 from kqeq_md.threads import in_parallel, kernel_threads
-from kqeq_md.train.charge_fit import TIGHT
-from kqeq_md.train.charge_response import ACCURACY
+from kqeq_md.train.charge_response import ACCURACY, TIGHT
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Batch, ForceDesign, Progress, force_design, make_batch

@@ -62,6 +62,14 @@ class Unknowns:
         """Where physical parameters stand."""
         return slice(self.size - len(self.parameters), self.size)
 
+    @property
+    def without_points(self) -> Model:
+        """`start` with kernels that take no time."""
+        (term,) = self.start.terms
+        no_points = tuple(points[:0] for points in term.sparse_points)
+        no_weights = tuple(weights[:0] for weights in term.weights)
+        return replace(self.start, terms=(replace(term, sparse_points=no_points, weights=no_weights),))
+
     def of(self, column: int) -> slice:
         """Where a column of the weights stands."""
         begin = self.columns.index(column) * self.width
