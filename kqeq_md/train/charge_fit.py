@@ -78,14 +78,14 @@ def in_order_of(state: Equilibrated, frame: Frame) -> Frame:
     return replace(frame, structure=structure, charges=charges)
 
 
-def charge_rows(unknowns: Unknowns, fit: Fit, given: Answering) -> list[tuple[str, Floats, Floats]]:
+def charge_rows(fit: Fit, given: Answering) -> list[tuple[str, Floats, Floats]]:
     """Rows of charges, dipole and sum of reference charges in the weights that make charges, from weights of zero."""
     frame, design = in_order_of(given.state, given.frame), given.design()
     rows = FrameRows(fit, frame)
     out = rows.charges(design, given.response.known)
     if given.response.reference is not None:
-        row = np.concatenate([np.zeros(unknowns.width), given.kernel.sum(axis=0)])
-        out.append(rows.reference_sum(row, 0.0))
+        by_weights = np.concatenate([np.zeros_like(given.kernel), given.kernel], axis=1)
+        out += rows.reference(by_weights, np.zeros(len(given.kernel)))
     return out
 
 

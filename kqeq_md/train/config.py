@@ -119,6 +119,7 @@ class Fit:
     Attributes:
         targets: labels that charges are fitted to: "charges", "dipole", or both.
         sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
+        sigma_reference: e, how near learned reference charges stay to the charge labels.
         sigma_virial: eV per atom, of the virial of frames with a stress.
         sigma_polarizability: e^2 Angstrom^2/eV per atom; polarizabilities tell physical parameters alone.
         prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.
@@ -137,6 +138,7 @@ class Fit:
     sigma_dipole: float = 0.02
     prior_electronegativity: float = 2.0
     prior_short_range: float = 1.0
+    sigma_reference: float = 0.05
     sigma_virial: float = 0.02
     sigma_polarizability: float = 0.005
     prior_reference_charge: float = 1.0

@@ -241,7 +241,7 @@ class _Fit:
             kernels = self._kernels(unknowns, frames)
             known = [pair for pair in zip(frames, kernels, strict=True) if pair[0].place not in self.held_out]
             for part in answers(unknowns, known, x):
-                add_blocks(equations, charge_rows(unknowns, self.config.fit, part), np.zeros(unknowns.charged))
+                add_blocks(equations, charge_rows(self.config.fit, part), np.zeros(unknowns.charged))
         x[: unknowns.charged] = equations.solve(self._prior((1.0,) * len(unknowns.columns))[: unknowns.charged])
         self.checkpoint.keep("charges", x=x)
         return x

@@ -22,7 +22,7 @@ import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError, KqeqError
-from kqeq_md.potential import Potential
+from kqeq_md.potential import Potential, restored
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.charge_response import ACCURACY, TIGHT, charge_response
@@ -170,7 +170,10 @@ class JointFit:
                 alpha = polarizability(state, response, np.zeros(0, dtype=np.int64), []).value
         except KqeqError:  # too far: no minimum, or no finite number
             return float("inf")
-        blocks = present_blocks(self.fit, frame, result, alpha)
+        reference = None
+        if self.unknowns.start.learned_reference:
+            reference = restored(state.local.reference_charge, state.order)
+        blocks = present_blocks(self.fit, frame, result, reference, alpha)
         return float(sum(rest @ rest for _, _, rest in blocks))
 
     def _blocks(self, potential: Potential, batch: Batch, x: Floats) -> list[list[Block]]:

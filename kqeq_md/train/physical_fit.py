@@ -124,7 +124,7 @@ class PhysicalFit:
         parts = answers(self._unknowns, self._given, self._whole(x))
         equations = NormalEquations(self._unknowns.charged)
         for part in parts:
-            for _, rows, targets in charge_rows(self._unknowns, self._fit, part):
+            for _, rows, targets in charge_rows(self._fit, part):
                 equations.add(rows, targets)
         w = equations.solve(self._prior)
         sigma = self._fit.prior_physical

@@ -15,7 +15,7 @@ from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import VOIGT, Batch, ForceDesign
 from kqeq_md.train.linearised import Linearised
-from kqeq_md.train.unknowns import Unknowns
+from kqeq_md.train.unknowns import REFERENCE, SHORT, Unknowns
 
 Block = tuple[str, Floats, Floats]
 """Quantity, rows and targets."""
@@ -66,13 +66,19 @@ class FrameRows:
         rest = (self.frame.polarizability - value)[VOIGT]
         return "polarizability", rows[VOIGT] / sigma, rest / sigma
 
-    def reference_sum(self, row: Floats, total: float) -> Block:
-        """Reference charges that add up to the total charge by themselves: nothing is left to be spread.
+    def reference(self, rows: Floats, reference: Floats) -> list[Block]:
+        """Learned reference charges: near the charge labels, so that flows do not undo what they do, and with the sum
+        that they should have, so that nothing is left to be spread.
 
-        Of d(sum y)/dx, shape (columns,), and the present sum, e.
+        Of dy/dx, shape (n, columns), and the present y, e, shape (n,).
         """
         sigma = self._sigma(self.fit.sigma_charges)
-        return "reference charges", row[None] / sigma, np.array([self.frame.structure.charge - total]) / sigma
+        missing = self.frame.structure.charge - reference.sum()
+        out: list[Block] = [("reference sum", rows.sum(axis=0)[None] / sigma, np.array([missing]) / sigma)]
+        if self.frame.charges is not None:
+            sigma = self._sigma(self.fit.sigma_reference)
+            out.append(("reference charges", rows / sigma, (self.frame.charges - reference) / sigma))
+        return out
 
     def _sigma(self, sigma: float) -> float:
         return sigma / float(np.sqrt(self.frame.weight))
@@ -84,8 +90,11 @@ def virial_label(frame: Frame) -> Floats:
     return -frame.structure.volume * frame.stress
 
 
-def present_blocks(fit: Fit, frame: Frame, result: Result, polarizability: Floats | None) -> list[Block]:
-    """All targets of a frame at the present model, with rows of no column."""
+def present_blocks(
+    fit: Fit, frame: Frame, result: Result, reference: Floats | None, polarizability: Floats | None
+) -> list[Block]:
+    """All targets of a frame at the present model, with rows of no column; its learned reference charges, e, shape
+    (n,), and polarizability, where they are known."""
     rows, n = FrameRows(fit, frame), len(frame.structure)
     out = rows.charges(np.empty((n, 0)), result.charges)
     if frame.energy is not None:
@@ -96,9 +105,8 @@ def present_blocks(fit: Fit, frame: Frame, result: Result, polarizability: Float
         out.append(rows.virial(np.empty((6, 0)), virial_label(frame) - result.virial))
     if polarizability is not None:
         out.append(rows.polarizability(np.empty((3, 3, 0)), polarizability))
-    if result.reference_residual is not None:
-        excess = float(np.sum(result.reference_residual))
-        out.append(rows.reference_sum(np.empty(0), frame.structure.charge - excess))
+    if reference is not None:
+        out += rows.reference(np.empty((n, 0)), reference)
     return out
 
 
@@ -143,9 +151,9 @@ class JointRows:
             by_x[..., self._unknowns.physical] = now.polarizability.by_parameter
             out.append(rows.polarizability(by_x, now.polarizability.value))
         if reference is not None:
-            row = np.zeros(self._unknowns.size)
-            row[self._unknowns.of(2)] = kernel.sum(axis=0)
-            out.append(rows.reference_sum(row, float(reference.sum())))
+            by_x = np.zeros((len(kernel), self._unknowns.size))
+            by_x[:, self._unknowns.of(REFERENCE)] = kernel
+            out += rows.reference(by_x, reference)
         return out
 
     def _by_weights(self, by_input: Floats, kernel: Floats) -> Floats:
@@ -175,7 +183,7 @@ class JointRows:
 
     def _virial(self, f: int) -> Floats:
         out = np.zeros((6, self._unknowns.size))
-        begin = self._unknowns.of(1).start
+        begin = self._unknowns.of(SHORT).start
         out[:, begin : begin + self._kernel_columns] = self._designs[-1].virials[f]
         return out
 
