@@ -24,7 +24,7 @@ from kqeq_md.train.data import Frame, read_frames, read_set
 from kqeq_md.train.duplicates import find_duplicates
 from kqeq_md.train.findings import inspect_frames, warn_of
 from kqeq_md.train.plausible import unit_hint
-from kqeq_md.train.units import factors
+from kqeq_md.train.unit_system import factors
 from kqeq_md.units import BOHR, HARTREE, KCAL_PER_MOL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -151,7 +151,7 @@ def test_bad_data_sections(folder: Path, text: str, message: str) -> None:
 
 
 def test_factors_of_atomic_units() -> None:
-    """CODATA 2018: e a0 in debye, atomic units of field, pressure, polarizability, Faraday (1e-9: digits of the table)."""
+    """CODATA 2018, to the digits of its table: e a0 in debye, field, pressure, polarizability, the Faraday constant."""
     scale = factors(Units("hartree", "bohr", field="a.u."))
     assert scale.dipole / factors(Units(dipole="debye")).dipole == pytest.approx(2.541746473, rel=1e-9)
     assert scale.field == scale.forces == pytest.approx(51.42206747632, rel=1e-9)

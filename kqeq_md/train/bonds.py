@@ -21,7 +21,7 @@ REACH = 2.2
 """Sums of covalent radii within which neighbours are looked for; longer than a bond that is written in bohr (1.9)."""
 
 BONDED = 1.15
-"""Sums of covalent radii (times the set's own nearest distance) up to which two atoms count as bonded."""
+"""Sums of covalent radii up to which two atoms count as bonded; at 1.3 hydrogen bonds on the way to transfer are in."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
 from kqeq_md.structure import Floats
-from kqeq_md.train.config import Data
+from kqeq_md.train.data_config import Data
 from kqeq_md.train.labels import Frame
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
 from kqeq_md.structure import Floats
+from kqeq_md.train.data_config import Data, Group, Keys, Units, check_data
 from kqeq_md.train.files import data_files
-from kqeq_md.train.units import factors
+
+__all__ = ["Config", "Data", "Group", "Keys", "Units", "read_config"]
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,95 +42,6 @@ molecules scatter by a factor of two around those of GFN2-xTB."""
 
 HARDNESS = {"qeq": 10.0, "fragments": 10.0, "split": 5.0}
 """eV/e^2, unless the configuration says otherwise: bonds of split charges are hard by themselves."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom, unless `Units` says others).
-
-    Polarizabilities are 3 x 3 (e^2 Angstrom^2/eV), Born charges nine numbers per atom, dmu_x/dR_x, dmu_x/dR_y, ... (e).
-    Stresses (eV/Angstrom^3) are 3 x 3 or six numbers xx, yy, zz, yz, xz, xy, positive under tension, as ASE has them;
-    a virial (eV) is -V times the stress and stands in where there is no stress.
-    """
-
-    energy: str = "REF_energy"
-    forces: str = "REF_forces"
-    charges: str = "REF_charges"
-    dipole: str = "REF_dipole"
-    polarizability: str = "REF_polarizability"
-    born_charges: str = "REF_born_charges"
-    total_charge: str = "total_charge"
-    field: str = "electric_field"
-    stress: str = "REF_stress"
-    virial: str = "REF_virial"
-
-
-@dataclass(frozen=True)
-class Units:
-    """[data.units]: units of the files, one of those that `train.units` knows; charges are in e.
-
-    Attributes:
-        energy: "eV", "hartree", "Ry", "kcal/mol" or "kJ/mol".
-        length: "Angstrom", "bohr" or "nm", of positions and cells.
-        forces: "energy/length" (from the two above), or a unit of energy over one of length, "hartree/bohr".
-        dipole: "e*length" or "debye".
-        field: "V/Angstrom" or "a.u.".
-    """
-
-    energy: str = "eV"
-    length: str = "Angstrom"
-    forces: str = "energy/length"
-    dipole: str = "e*length"
-    field: str = "V/Angstrom"
-
-
-@dataclass(frozen=True)
-class Group:
-    """[[data.groups]]: frames with a weight of their own, chosen by file or by a value in their second line.
-
-    Attributes:
-        files: paths or globs as in `train`; they choose among its files (and those of `test`).
-        key: name in the info of frames, instead of `files`.
-        value: what stands there, as text.
-        weight: squared errors of all labels of these frames count so many times.
-        name: for the report; by default the files, or the value.
-    """
-
-    files: list[str] = field(default_factory=list)
-    key: str = ""
-    value: str = ""
-    weight: float = 1.0
-    name: str = ""
-
-    @property
-    def title(self) -> str:
-        """What the report calls the group."""
-        return self.name or self.value or ", ".join(self.files)
-
-
-@dataclass(frozen=True)
-class Data:
-    """[data]: what is read, and how.
-
-    Attributes:
-        train: files or globs, relative to the configuration.
-        test: likewise; may be empty.
-        keys: names of labels.
-        groups: weights of frames; a frame belongs to one group or to none (weight 1).
-        units: units of the files.
-        check_units: refuse sets whose distances, forces or energies fit other units than the declared ones.
-        field_term: energies hold -mu.F; where they don't, it is added with the frame's dipole label.
-        atom_energies: energies of free atoms, eV: "fit", "read" from frames with one atom, or a table of elements.
-    """
-
-    train: list[str]
-    test: list[str] = field(default_factory=list)
-    keys: Keys = field(default_factory=Keys)
-    groups: list[Group] = field(default_factory=list)
-    units: Units = field(default_factory=Units)
-    check_units: bool = True
-    field_term: bool = True
-    atom_energies: str | PerElement = "fit"
 
 
 @dataclass(frozen=True)
@@ -264,10 +177,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         raise ConfigError(f"`{name}` must be a string, got {value!r}")
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(f"`{name}` must be true or false, got {value!r}")
-    if hint == list[Group]:
+    if get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
         if not isinstance(value, list):
             raise ConfigError(f"`{name}` must be tables, [[{name}]], got {value!r}")
-        return [_value(Group, item, name) for item in value]
+        return [_value(get_args(hint)[0], item, name) for item in value]
     if hint == list[str]:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -302,29 +215,7 @@ def _check(config: Config) -> None:
     _check_numbers("short_range.repulsion_radius", config.short_range.repulsion_radius, 0.0, 10.0)
     if not config.fit.targets or set(config.fit.targets) - {"charges", "dipole"}:
         raise ConfigError(f'`fit.targets` must be "charges", "dipole" or both, got {config.fit.targets}')
-    _check_data(config.data)
-
-
-def _check_data(data: Data) -> None:
-    if not data.train:
-        raise ConfigError("`data.train` must name at least one file, got []")
-    factors(data.units)
-    for group in data.groups:
-        if bool(group.files) == bool(group.key):
-            raise ConfigError(f"`data.groups` must have `files` or `key`, one of the two, got {group}")
-        if bool(group.key) != bool(group.value):
-            raise ConfigError(f"`data.groups` must have a `value` with `key` and only there, got {group}")
-        if not 1e-6 <= group.weight <= 1e6:
-            raise ConfigError(
-                f"`data.groups.weight` must lie between 1e-6 and 1e6 (leave files out that must not count), got "
-                f"{group.weight} for {group.title}"
-            )
-    if data.atom_energies not in ("fit", "read"):
-        if not isinstance(data.atom_energies, dict):
-            raise ConfigError(
-                f'`data.atom_energies` must be "fit", "read" or a table of elements, got {data.atom_energies!r}'
-            )
-        _check_numbers("data.atom_energies", data.atom_energies, -1e8, 1e8)
+    check_data(config.data)
 
 
 def _check_charges(charges: Charges) -> None:

@@ -15,11 +15,11 @@ from ase.io import iread
 from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
-from kqeq_md.train.config import Data, Group, Keys, Units
+from kqeq_md.train.data_config import Data, Group, Keys, Units
 from kqeq_md.train.findings import charge_sums
 from kqeq_md.train.labels import Frame, frame_of
 from kqeq_md.train.plausible import check_units
-from kqeq_md.train.units import factors
+from kqeq_md.train.unit_system import factors
 
 __all__ = ["Frame", "read_frames", "read_set", "species_of"]
 

@@ -11,8 +11,8 @@ from ase import Atoms
 from kqeq_md.errors import ConfigError
 from kqeq_md.pair_search import Ints
 from kqeq_md.structure import Floats, Structure
-from kqeq_md.train.config import Keys
-from kqeq_md.train.units import Factors
+from kqeq_md.train.data_config import Keys
+from kqeq_md.train.unit_system import Factors
 
 LARGEST_LABEL = 1e12
 """Beyond it (in the units of the file) squares of residuals lose what is written behind the point."""

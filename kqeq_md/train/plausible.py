@@ -27,9 +27,9 @@ import numpy as np
 from kqeq_md.errors import ConfigError
 from kqeq_md.train.bonds import BONDED, Bonds, Stiffness, find_bonds, stiffness
 from kqeq_md.train.composition import composition_design
-from kqeq_md.train.config import Units
+from kqeq_md.train.data_config import Units
 from kqeq_md.train.labels import Frame
-from kqeq_md.train.units import FOLLOWS, FORCES, LENGTHS, factors
+from kqeq_md.train.unit_system import FOLLOWS, FORCES, LENGTHS, factors
 
 SAMPLE = 200
 """Frames of each file that are looked at, evenly spread."""

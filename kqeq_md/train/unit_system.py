@@ -9,7 +9,7 @@ from kqeq_md.errors import ConfigError
 from kqeq_md.units import BOHR, DEBYE, HARTREE, KCAL_PER_MOL, KJ_PER_MOL, NANOMETER
 
 if TYPE_CHECKING:
-    from kqeq_md.train.config import Units
+    from kqeq_md.train.data_config import Units
 
 ENERGIES = {"eV": 1.0, "hartree": HARTREE, "Ry": HARTREE / 2.0, "kcal/mol": KCAL_PER_MOL, "kJ/mol": KJ_PER_MOL}
 """eV."""
