@@ -32,3 +32,9 @@ KJ_PER_MOL = 1e3 / (1.602176634e-19 * 6.02214076e23)
 
 NANOMETER = 10.0
 """Angstrom per nm."""
+
+KCAL_PER_MOL = 4.184 * KJ_PER_MOL
+"""eV per kcal/mol (thermochemical calorie)."""
+
+DEBYE = 1e-21 / LIGHT_SPEED / 1.602176634e-19 * 1e5
+"""e Angstrom per debye (1e-21 C m^2/s over the speed of light)."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
 from kqeq_md.structure import Floats
+from kqeq_md.train.data_config import Data, Group, Keys, Units, check_data
+from kqeq_md.train.files import data_files
+
+__all__ = ["Config", "Data", "Group", "Keys", "Units", "read_config"]
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,32 +45,6 @@ molecules scatter by a factor of two around those of GFN2-xTB."""
 
 HARDNESS = {"qeq": 10.0, "fragments": 10.0, "split": 5.0}
 """eV/e^2, unless the configuration says otherwise: bonds of split charges are hard by themselves."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom).
-
-    Polarizabilities are 3 x 3 (e^2 Angstrom^2/eV), Born charges nine numbers per atom, dmu_x/dR_x, dmu_x/dR_y, ... (e).
-    """
-
-    energy: str = "REF_energy"
-    forces: str = "REF_forces"
-    charges: str = "REF_charges"
-    dipole: str = "REF_dipole"
-    polarizability: str = "REF_polarizability"
-    born_charges: str = "REF_born_charges"
-    total_charge: str = "total_charge"
-    field: str = "electric_field"
-
-
-@dataclass(frozen=True)
-class Data:
-    """[data]: files relative to the configuration; `test` may be empty."""
-
-    train: list[str]
-    test: list[str] = field(default_factory=list)
-    keys: Keys = field(default_factory=Keys)
 
 
 @dataclass(frozen=True)
@@ -179,10 +157,10 @@ def read_config(path: str | Path) -> Config:
     config = _build(Config, table, "")
     _check(config)
     folder = Path(path).parent
-    data = Data(
-        [str(folder / name) for name in config.data.train],
-        [str(folder / name) for name in config.data.test],
-        config.data.keys,
+    data = replace(
+        config.data,
+        train=data_files(folder, config.data.train, "data.train"),
+        test=data_files(folder, config.data.test, "data.test"),
     )
     return Config(**{**{f.name: getattr(config, f.name) for f in fields(Config)}, "data": data})
 
@@ -215,6 +193,12 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         raise ConfigError(f"`{name}` must be a number, got {value!r}")
     if hint is str and not isinstance(value, str):
         raise ConfigError(f"`{name}` must be a string, got {value!r}")
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"`{name}` must be true or false, got {value!r}")
+    if get_origin(hint) is list and is_dataclass(get_args(hint)[0]):
+        if not isinstance(value, list):
+            raise ConfigError(f"`{name}` must be tables, [[{name}]], got {value!r}")
+        return [_value(get_args(hint)[0], item, name) for item in value]
     if hint == list[str]:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -253,8 +237,7 @@ def _check(config: Config) -> None:
     _check_numbers("short_range.repulsion_radius", config.short_range.repulsion_radius, 0.0, 10.0)
     if not config.fit.targets or set(config.fit.targets) - {"charges", "dipole"}:
         raise ConfigError(f'`fit.targets` must be "charges", "dipole" or both, got {config.fit.targets}')
-    if not config.data.train:
-        raise ConfigError("`data.train` must name at least one file, got []")
+    check_data(config.data)
 
 
 def _check_charges(charges: Charges) -> None:

@@ -3,60 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read
+from ase.io import iread
 
 from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
-from kqeq_md.pair_search import Ints
-from kqeq_md.structure import Floats, Structure
-from kqeq_md.train.config import Keys
+from kqeq_md.train.data_config import Data, Group, Keys, Units
+from kqeq_md.train.findings import charge_sums
+from kqeq_md.train.labels import Frame, frame_of
+from kqeq_md.train.plausible import check_units
+from kqeq_md.train.unit_system import factors
+
+__all__ = ["Frame", "read_frames", "read_set", "species_of"]
 
 log = logging.getLogger("kqeq_md")
 
-CHARGE_SUM_TOLERANCE = 0.01
-"""e. Rounding in files and partitioning schemes stays below."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A structure (with its total charge and field) and its labels; None where a label is missing.
-
-    Attributes:
-        structure: atoms, total charge, field.
-        energy: eV, field term -mu.F included.
-        forces: eV/Angstrom, shape (n, 3).
-        charges: e, shape (n,).
-        dipole: about the coordinate origin, e Angstrom, shape (3,).
-        polarizability: dmu_a/dF_b, e^2 Angstrom^2/eV, shape (3, 3).
-        born_charges: dmu_a/dR_ib, e, shape (n, 3, 3).
-        fragments: molecule numbers, shape (n,).
-        place: file and number of the frame.
-    """
-
-    structure: Structure
-    energy: float | None
-    forces: Floats | None
-    charges: Floats | None
-    dipole: Floats | None
-    polarizability: Floats | None = None
-    born_charges: Floats | None = None
-    fragments: Ints | None = None
-    place: str = "a frame"
-    stress: Floats | None = None
-    weight: float = 1.0
-    group: str = ""
-
 
 def read_frames(
-    files: Sequence[str | Path], keys: Keys, fragments: str | None = None, labelled: bool = True
+    files: Sequence[str | Path],
+    keys: Keys,
+    fragments: str | None = None,
+    labelled: bool = True,
+    units: Units | None = None,
+    field_term: bool = True,
 ) -> list[Frame]:
     """All frames of the files, in order.
 
@@ -65,43 +41,41 @@ def read_frames(
         keys: names of labels.
         fragments: name of the array with molecule numbers, if they are wanted.
         labelled: refuse a set without any labels.
+        units: of the files; by default eV and Angstrom.
+        field_term: whether energies hold -mu.F.
 
     Raises:
         ConfigError: a file that is absent, unreadable or empty, a label that is not finite or has a wrong shape, or
             a set in which no frame has any label of these names.
     """
-    frames = []
-    for file in files:
-        for index, atoms in enumerate(_read(file)):
-            place = f"{file}, frame {index}"
-            try:
-                frames.append(_frame(atoms, keys, fragments, place))
-            except KqeqError as error:
-                raise ConfigError(f"{place}: {error}") from None
-    if labelled and all(
-        f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames
-    ):
-        raise ConfigError(
-            f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
-            f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
-        )
-    _warn_of_charge_sums(frames)
+    frames = [frame for _, frame in _frames(files, keys, units or Units(), fragments, field_term)]
+    _refuse_overlaps(frames)
+    if labelled:
+        _refuse_unlabelled(frames, files, keys)
+    for finding in charge_sums(frames):
+        log.warning("%s", finding.message)
     return frames
 
 
-def _warn_of_charge_sums(frames: Sequence[Frame]) -> None:
-    """Charge labels that miss the total charge are often a misnamed key; a fit cannot follow them."""
-    off = [
-        (abs(frame.charges.sum() - frame.structure.charge), index)
-        for index, frame in enumerate(frames)
-        if frame.charges is not None and abs(frame.charges.sum() - frame.structure.charge) > CHARGE_SUM_TOLERANCE
-    ]
-    if off:
-        most, index = max(off)
-        log.warning(
-            "charge labels miss the total charge in %d of %d frames, by up to %.3g e (frame %d): is the key of the "
-            "total charge right?", len(off), len(frames), most, index,
-        )  # fmt: skip
+def read_set(data: Data, which: str = "train") -> list[Frame]:
+    """The training or the test frames of a configuration, with the weights of their groups.
+
+    Args:
+        data: [data] with the paths of files.
+        which: "train" or "test"; only the training frames have to fill all groups.
+
+    Raises:
+        ConfigError: as `read_frames`; distances, forces or energies that fit other units than the declared ones; a
+            frame in two groups, a group without frames.
+    """
+    files = data.train if which == "train" else data.test
+    read = list(_frames(files, data.keys, data.units, None, data.field_term))
+    frames = [frame for _, frame in read]
+    _refuse_unlabelled(frames, files, data.keys)
+    if data.check_units:
+        check_units(frames, data.units)
+    _refuse_overlaps(frames)
+    return _grouped(read, data.groups, fill=which == "train")
 
 
 def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
@@ -110,65 +84,74 @@ def species_of(frames: Sequence[Frame]) -> tuple[str, ...]:
     return tuple(sorted((symbol_of(int(z)) for z in numbers), key=ATOMIC_NUMBERS.__getitem__))
 
 
-def _read(file: str | Path) -> list[Atoms]:
+Tagged = tuple[dict[str, Any], Frame]
+"""What stands in the second line of a frame, with its file under "", and the frame."""
+
+
+def _frames(
+    files: Sequence[str | Path], keys: Keys, units: Units, fragments: str | None, field_term: bool
+) -> Iterator[Tagged]:
+    scale = factors(units)
+    for file in files:
+        for index, atoms in enumerate(_read(file)):
+            place = f"{file}, frame {index}"
+            try:
+                yield {**atoms.info, "": str(file)}, frame_of(atoms, keys, scale, fragments, field_term, place)
+            except KqeqError as error:
+                raise ConfigError(f"{place}: {error}") from None
+
+
+def _read(file: str | Path) -> Iterator[Atoms]:
     if not Path(file).is_file():  # before ASE takes "-" for standard input and "@" for a slice
         raise ConfigError(f"data file {file} does not exist")
+    count = 0
     try:
-        atoms = read(Path(file), index=":", format="extxyz")
+        for atoms in iread(Path(file), index=":", format="extxyz"):
+            yield atoms
+            count += 1
+    except KqeqError:
+        raise
     except Exception as error:  # ASE's reader raises whatever its parser meets
-        raise ConfigError(f"data file {file} is no extended XYZ: {type(error).__name__}: {error}") from None
-    if not atoms:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"data file {file} is no extended XYZ after {count} frames: {reason}") from None
+    if not count:
         raise ConfigError(f"data file {file} holds no frames")
-    return list(atoms)
 
 
-def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> Floats | None:
-    """A label by name: in `info`, in `arrays`, or where ASE moves standard names (`calc.results`)."""
-    results: dict[str, Any] = atoms.calc.results if atoms.calc is not None else {}
-    for store in (atoms.info, atoms.arrays, results):
-        if name in store:
-            try:
-                value = np.array(store[name], dtype=np.float64)
-            except (TypeError, ValueError):
-                raise ConfigError(f"`{name}` must be numbers, got {store[name]!r}") from None
-            if shape == (3, 3) and value.shape == (9,):  # rows, as the format has it where nobody asks for JSON
-                value = value.reshape(3, 3)
-            if value.shape != shape:
-                raise ConfigError(f"`{name}` must have shape {shape}, got {value.shape}")
-            if not np.isfinite(value).all():
-                raise ConfigError(f"`{name}` must be finite, got {value.tolist()}")
-            return value
-    return None
+def _refuse_unlabelled(frames: Sequence[Frame], files: Sequence[str | Path], keys: Keys) -> None:
+    if all(f.energy is None and f.forces is None and f.charges is None and f.dipole is None for f in frames):
+        raise ConfigError(
+            f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
+            f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
+        )
 
 
-def _frame(atoms: Atoms, keys: Keys, fragments: str | None, place: str) -> Frame:
-    n = len(atoms)
-    energy = _label(atoms, keys.energy, ())
-    charge = _label(atoms, keys.total_charge, ())
-    structure = Structure(
-        atoms.numbers,
-        atoms.positions,
-        cell=atoms.cell.array,
-        pbc=tuple(atoms.pbc),
-        charge=0.0 if charge is None else float(charge),
-        field=np.zeros(3) if (field := _label(atoms, keys.field, (3,))) is None else field,
-    )
-    find_pairs(structure, 2.0 * SHORTEST_DISTANCE)  # refuses overlapping atoms
-    return Frame(
-        structure,
-        None if energy is None else float(energy),
-        _label(atoms, keys.forces, (n, 3)),
-        _label(atoms, keys.charges, (n,)),
-        None if structure.boundary != "open" else _label(atoms, keys.dipole, (3,)),
-        _label(atoms, keys.polarizability, (3, 3)),
-        None if (born := _label(atoms, keys.born_charges, (n, 9))) is None else born.reshape(n, 3, 3),
-        None if fragments is None else _molecules(atoms, fragments),
-        place,
-    )
+def _refuse_overlaps(frames: Sequence[Frame]) -> None:
+    for frame in frames:
+        try:
+            find_pairs(frame.structure, 2.0 * SHORTEST_DISTANCE)
+        except KqeqError as error:
+            raise ConfigError(f"{frame.place}: {error}") from None
 
 
-def _molecules(atoms: Atoms, name: str) -> Ints:
-    if name not in atoms.arrays:
-        raise ConfigError(f"`fragments` must name an array of the frame ({', '.join(atoms.arrays)}), got {name!r}")
-    out: Ints = atoms.arrays[name]
+def _grouped(read: Sequence[Tagged], groups: Sequence[Group], fill: bool) -> list[Frame]:
+    """Frames with the weight and the name of their group."""
+    out, filled = [], set()
+    for info, frame in read:
+        mine = [index for index, group in enumerate(groups) if _in_group(group, info)]
+        if len(mine) > 1:
+            titles = " and ".join(groups[index].title for index in mine)
+            raise ConfigError(f"{frame.place}: a frame must be in one group of `data.groups` at most, got {titles}")
+        filled.update(mine)
+        out.append(replace(frame, weight=groups[mine[0]].weight, group=groups[mine[0]].title) if mine else frame)
+    empty = [group.title for index, group in enumerate(groups) if index not in filled]
+    if fill and empty:
+        raise ConfigError(f"`data.groups`: no training frame is in the group {empty[0]}")
     return out
+
+
+def _in_group(group: Group, info: dict[str, Any]) -> bool:
+    """Globs count from the right, as in `pathlib`: "bulk/*.xyz" holds for any folder that the configuration lies in."""
+    if group.key:
+        return group.key in info and str(info[group.key]) == group.value
+    return any(Path(info[""]).match(pattern) for pattern in group.files)
