@@ -39,6 +39,9 @@ class Frame:
         born_charges: dmu_a/dR_ib, e, shape (n, 3, 3).
         fragments: molecule numbers, shape (n,).
         place: file and number of the frame.
+        stress: sigma = -W/V, eV/Angstrom^3, shape (3, 3), positive where the cell wants to shrink.
+        weight: of the frame in the fit.
+        group: name of the part of the data that it belongs to.
     """
 
     structure: Structure
@@ -50,6 +53,9 @@ class Frame:
     born_charges: Floats | None = None
     fragments: Ints | None = None
     place: str = "a frame"
+    stress: Floats | None = None
+    weight: float = 1.0
+    group: str = ""
 
 
 def read_frames(
