@@ -43,7 +43,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 class Sheet:
-    """Square panels in rows of COLUMNS, each with a strip below it, all to one scale.
+    """Square panels in rows of up to COLUMNS, each with a strip below it, all to one scale.
 
     Args:
         count: of panels.
@@ -51,8 +51,8 @@ class Sheet:
     """
 
     def __init__(self, count: int, strip: float) -> None:
-        self.count, self.columns = count, min(count, COLUMNS)
-        self.strip, self.rows = strip * WIDTH, -(-count // COLUMNS)
+        self.count, self.rows, self.strip = count, -(-count // COLUMNS), strip * WIDTH
+        self.columns = -(-count // self.rows)
         self.row = TITLE + WIDTH + GAP + self.strip
         self.width = max(LEFT + self.columns * (WIDTH + BETWEEN) - BETWEEN + RIGHT, 4.0)
         self.height = HEADING + self.rows * self.row + (self.rows - 1) * BETWEEN + BOTTOM
@@ -61,7 +61,7 @@ class Sheet:
 
     def panel(self, index: int) -> tuple[Any, Any]:
         """The square and the strip of a panel."""
-        row, column = divmod(index, COLUMNS)
+        row, column = divmod(index, self.columns)
         left = LEFT + column * (WIDTH + BETWEEN)
         top = self.height - HEADING - row * (self.row + BETWEEN) - TITLE
         square = self._axes(left, top - WIDTH, WIDTH)
@@ -77,15 +77,15 @@ class Sheet:
         for axes, bins in ((square, 4), (strip, 2)):
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_locator(MaxNLocator(bins, symmetric=axes is strip))
-            axes.tick_params(labelsize=SMALL, length=2.5, width=0.6, labelleft=index % COLUMNS == 0)
+            axes.tick_params(labelsize=SMALL, length=2.5, width=0.6, labelleft=index % self.columns == 0)
             for spine in axes.spines.values():
                 spine.set_linewidth(0.6)
         square.tick_params(labelbottom=False)
-        lowest = index + COLUMNS >= self.count
+        lowest = index + self.columns >= self.count
         strip.tick_params(labelbottom=lowest)
         if lowest:
             strip.set_xlabel(across, fontsize=SMALL, labelpad=2)
-        if index % COLUMNS == 0:
+        if index % self.columns == 0:
             for axes, words in ((square, up), (strip, strip_up)):
                 axes.set_ylabel(words, fontsize=SMALL)
                 axes.yaxis.set_label_coords(-0.5 / WIDTH, 0.5)

@@ -15,10 +15,14 @@ from kqeq_md.train.design import Progress
 from kqeq_md.train.report.errors import error_table
 from kqeq_md.train.report.figures import BLUE, GREY, ORANGE, SMALL, new_figure, save
 from kqeq_md.train.report.predictions import QUANTITIES, predict
-from kqeq_md.train.report.text import thousandth
+from kqeq_md.train.report.text import NAMES, as_printed, thousandth
 
 PARTS = (8, 4, 2, 1)
 """Training on 1/8, 1/4, 1/2 and all of the frames."""
+
+COLUMNS = 5
+LEAST_SPAN = 5.0
+"""Of the error axes, highest over lowest: little changes shall look little."""
 
 HELD_OUT = 10
 """One frame in so many is held out where there is no test set."""
@@ -86,34 +90,54 @@ def nested_order(frames: Sequence[Frame], generator: np.random.Generator) -> lis
 
 
 def plot_learning_curve(curve: Mapping[str, Any], path: Path) -> bool:
-    """RMSE and MAE over the number of frames, both logarithmic; False and no file where nothing was measured."""
-    from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter, NullLocator
+    """RMSE and MAE over the number of frames, both logarithmic and all panels over equally many decades.
 
+    Returns:
+        False, and there is no file, where nothing was measured.
+    """
     points = [point for point in curve["points"] if "errors" in point]
-    names = [name for name in QUANTITIES if points and all(name in point["errors"] for point in points)]
-    if not names:
+    values = {name: _positive(points, name) for name in QUANTITIES}
+    values = {name: numbers for name, numbers in values.items() if numbers}
+    if not values:
         return False
-    figure = new_figure(max(2.3 * min(len(names), 4), 4.0), 0.35 + 2.3 * -(-len(names) // 4))
+    columns, rows = min(len(values), COLUMNS), -(-len(values) // COLUMNS)
+    figure = new_figure(max(2.0 * columns, 4.0), 2.4 * rows)
     figure.set_layout_engine("constrained")
-    grid = figure.subplots(-(-len(names) // 4), min(len(names), 4), squeeze=False).ravel()
-    frames = [point["n_frames"] for point in points]
-    for axes, name in zip(grid, names, strict=False):
-        for measure, colour, marker in (("rmse", BLUE, "o"), ("mae", ORANGE, "^")):
-            values = [1e3 * point["errors"][name][measure] for point in points]
-            axes.plot(frames, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=measure.upper())
-        axes.set(xscale="log", yscale="log")
-        axes.set_title(f"{name} / {thousandth(QUANTITIES[name])}", fontsize=SMALL + 1)
-        axes.xaxis.set_major_locator(FixedLocator(frames))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(labelsize=SMALL)
-        axes.grid(color=GREY, alpha=0.3, linewidth=0.5)
-        axes.set_xlabel("training frames", fontsize=SMALL)
-    for axes in grid[len(names) :]:
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    span = 1.3 * max([LEAST_SPAN, *(max(map(max, n.values())) / min(map(min, n.values())) for n in values.values())])
+    for axes, (name, numbers) in zip(panels, values.items(), strict=False):
+        _draw(axes, [point["n_frames"] for point in points], numbers, span)
+        axes.set_title(as_printed(f"{NAMES[name]} / {thousandth(QUANTITIES[name])}"), fontsize=SMALL)
+    for axes in panels[len(values) :]:
         axes.set_visible(False)
-    grid[0].legend(fontsize=SMALL, frameon=False)
+    panels[0].legend(fontsize=SMALL, frameon=False)
     save(figure, path)
     return True
+
+
+def _positive(points: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    """RMSE and MAE at each point in thousandths; nothing where one is missing or zero, which has no logarithm."""
+    entries = [point["errors"].get(name) for point in points]
+    if not all(entry is not None and entry["mae"] > 0 for entry in entries):
+        return {}
+    return {measure: [1e3 * entry[measure] for entry in entries] for measure in ("rmse", "mae") if entries}
+
+
+def _draw(axes: Any, frames: Sequence[int], numbers: Mapping[str, Sequence[float]], span: float) -> None:
+    """One panel, `span` times as high as low."""
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+    for (measure, values), colour, marker in zip(numbers.items(), (BLUE, ORANGE), "o^", strict=True):
+        axes.plot(frames, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=measure.upper())
+    middle = float(np.sqrt(max(map(max, numbers.values())) * min(map(min, numbers.values()))))
+    low, high = middle / np.sqrt(span), middle * np.sqrt(span)
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))))
+    ticks = [first * 10.0**decade for decade in decades for first in (1, 2, 5)]
+    axes.set(xscale="log", yscale="log", ylim=(low, high))
+    for axis, places in ((axes.xaxis, frames), (axes.yaxis, [tick for tick in ticks if low <= tick <= high])):
+        axis.set_major_locator(FixedLocator(places))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(color=GREY, alpha=0.3, linewidth=0.5)
+    axes.set_xlabel("training frames", fontsize=SMALL)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+from kqeq_md.train.report.text import as_printed
 
 LONGEST_LIST = 12
 """Numbers of a list that are written out."""
 
 
-ANGSTROM = re.compile(r"(?<=[\de] )A\b|(?<=/)A\b|\bAngstrom\b")
-"""Where the letter is the unit: "3 A", "e A", "eV/A"."""
-
-
 def typeset(text: str) -> str:
-    """Units as on paper, "eV/Å³" for "eV/A^3", ready for HTML."""
-    return escape(ANGSTROM.sub("Å", text).replace("^2", "²").replace("^3", "³"))
+    """`as_printed`, ready for HTML."""
+    return escape(as_printed(text))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", numbers: bool = True) -> str:
@@ -57,8 +54,9 @@ def figure(png: bytes, words: str) -> str:
     """An image inside of the page; `words` stand for it where it cannot be seen."""
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))  # of the header of a PNG
     data = base64.b64encode(png).decode("ascii")
+    shape = ' class="tall"' if height > width else ""
     return (
-        f'<figure><img alt="{escape(words)}" width="{width}" height="{height}" '
+        f'<figure><img{shape} alt="{escape(words)}" width="{width}" height="{height}" '
         f'src="data:image/png;base64,{data}"></figure>\n'
     )
 

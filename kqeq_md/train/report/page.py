@@ -10,13 +10,9 @@ from kqeq_md.train.report.diagnosis import DIAGNOSIS, LETTERS, Findings
 from kqeq_md.train.report.markup import bullets, figure, json_tables, paragraph, section, table, typeset, written
 from kqeq_md.train.report.predictions import PER_ATOM, QUANTITIES
 from kqeq_md.train.report.style import STYLE
-from kqeq_md.train.report.text import cell, remarks, table_rows, thousandth
+from kqeq_md.train.report.text import NAMES, cell, remarks, table_rows, thousandth
 
 NO_PLOTS = "There are no plots: matplotlib is not installed (pip install 'kqeq_md[train]')."
-NAMES = {
-    "energy_per_atom": "energy per atom", "forces": "forces", "charges": "charges", "dipole": "dipole",
-    "polarizability": "polarizability", "born_charges": "Born charges", "stress": "stress",
-}  # fmt: skip
 PARITY = (
     "Each point is one label. Below each panel stands the difference Δ, model less reference; what lies further than "
     "six times the RMSE from zero is drawn at the edge and counted. Energies are shown without the model's constants "

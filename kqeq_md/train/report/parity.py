@@ -40,11 +40,11 @@ def plot_parity(given: ReportInput, predictions: Mapping[str, Sequence[Predictio
     names = []
     for quantity in AXES:
         for name, frames in reversed(list(given.sets.items())):
-            for kind, panels_of in (("", panels_by_charge), ("_groups", panels_by_group)):
+            for kind, words, panels_of in (("", "", panels_by_charge), ("_groups", ", by group", panels_by_group)):
                 panels = panels_of(given.model, quantity, frames, predictions[name])
                 if panels:
                     names.append(f"parity_{quantity}_{name}{kind}.png")
-                    save(parity_figure(quantity, panels, f"{name} set"), folder / names[-1])
+                    save(parity_figure(quantity, panels, f"{name} set{words}"), folder / names[-1])
     return names
 
 
@@ -103,7 +103,7 @@ def _draw(
     for chosen, colour, marker in sorted(kinds, key=lambda kind: -int(kind[0].sum())):
         if chosen.any():
             x, y, opacity = cells(points.label[chosen], up[chosen], across_limits, up_limits)
-            size = 9.0 if len(x) < 500 else 4.0
+            size = 16.0 if len(x) < 100 else 9.0 if len(x) < 500 else 4.0
             axes.scatter(x, y, s=size, c=colour, alpha=opacity, marker=marker, linewidths=0, zorder=2)
 
 

@@ -33,11 +33,17 @@ th[scope=row], th:first-child { text-align: left; padding-left: 0; }
 .words td, .words th { vertical-align: top; }
 figure { margin: .75rem 0; overflow-x: auto; }
 img { display: block; max-width: 100%; height: auto; }
-@media (max-width: 44rem) { body { padding: 1rem .9rem 3rem; } img { max-width: none; width: auto; height: 23rem; } }
+@media (max-width: 44rem) {
+  body { padding: 1rem .9rem 3rem; }
+  figure img { max-width: none; width: auto; height: 23rem; }
+  figure img.tall { height: 34rem; }
+  .numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
+  .numbers th[scope=row] { white-space: normal; min-width: 5.5rem; }
+}
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #f2f2f2; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  img { filter: none; max-width: 100%; width: auto; height: auto; max-height: 20cm; }
+  figure img { filter: none; max-width: 100%; width: auto; height: auto; max-height: 20cm; }
   figure, table, .key { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .wide, figure { overflow: visible; }

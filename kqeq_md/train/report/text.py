@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,16 @@ from kqeq_md.train.report.predictions import QUANTITIES
 
 RARE = ("polarizability", "born_charges", "stress")
 """Quantities that have a column only where there are labels."""
+
+
+NAMES = {
+    "energy_per_atom": "energy per atom", "forces": "forces", "charges": "charges", "dipole": "dipole",
+    "polarizability": "polarizability", "born_charges": "Born charges", "stress": "stress",
+}  # fmt: skip
+"""Quantities in words, for the page and its plots."""
+
+ANGSTROM = re.compile(r"(?<=[\de] )A\b|(?<=/)A\b|\bAngstrom\b")
+"""Where the letter is the unit: "3 A", "e A", "eV/A"."""
 
 
 def format_table(table: Mapping[str, Any]) -> str:
@@ -59,6 +70,11 @@ def remarks(table: Mapping[str, Any]) -> list[str]:
 def thousandth(unit: str) -> str:
     """The unit of a thousandth, "meV" for "eV"."""
     return f"m({unit})" if set("^²³") & set(unit) else f"m{unit}"
+
+
+def as_printed(text: str) -> str:
+    """Units as on paper, "eV/Å³" for "eV/A^3"."""
+    return ANGSTROM.sub("Å", text).replace("^2", "²").replace("^3", "³")
 
 
 def _cells(cells: Sequence[str], head: Sequence[str]) -> str:
