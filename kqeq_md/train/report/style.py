@@ -38,7 +38,7 @@ img { display: block; max-width: 100%; height: auto; }
   figure img { max-width: none; width: auto; height: 23rem; }
   figure img.tall { height: 34rem; }
   .numbers th:first-child { position: sticky; left: 0; background: var(--paper); }
-  .numbers th[scope=row] { white-space: normal; min-width: 5.5rem; }
+  .numbers th[scope=row] { white-space: normal; min-width: 7rem; }
 }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #f2f2f2; }
