@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model", description="Train a model from a TOML configuration.")
     train.add_argument("config", metavar="CONFIG.toml")
     train.add_argument("-o", "--output", metavar="MODEL.kqeq", required=True, type=Path)
+    train.add_argument("--learning-curve", action="store_true", help="train on 1/8, 1/4 and 1/2 of the frames as well")
+    train.add_argument("--no-report", action="store_true", help="do not write the folder MODEL.report")
+    train.add_argument("--json", action="store_true", help="print the report as JSON, in eV, A, e")
     _add_threads(train)
     train.set_defaults(run=_train)
 
@@ -156,14 +159,28 @@ def _set_threads(threads: int | None) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import save_model
     from kqeq_md.train.config import read_config
+    from kqeq_md.train.report.folder import HTML, content_of, report_folder, write_report
     from kqeq_md.train.run import train
 
+    if arguments.learning_curve and arguments.no_report:
+        raise KqeqError("`--learning-curve` goes into the report: leave out `--no-report`")
     config = read_config(arguments.config)
     _check_output(arguments.output)
-    trained = train(config, _progress)
+    folder = None if arguments.no_report else report_folder(arguments.output)
+    trained = train(config, _progress, arguments.learning_curve)
     save_model(trained.model, arguments.output)
-    print(trained.text)
-    print(f"\nwrote {arguments.output}")
+    if not arguments.json:
+        print(trained.text)
+        print(f"\nwrote {arguments.output}", flush=True)
+    report = replace(trained.report, name=arguments.output.stem)
+    if folder is not None:
+        content = write_report(folder, report, _progress)
+    elif arguments.json:
+        content, *_ = content_of(report, _progress)
+    if arguments.json:
+        print(json.dumps(content, indent=1))
+    elif folder is not None:
+        print(f"wrote {folder / HTML}{'' if content['plots'] else ', without plots: matplotlib is not installed'}")
     return 0
 
 

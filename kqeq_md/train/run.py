@@ -25,7 +25,16 @@ from kqeq_md.train.data import Frame, read_frames
 from kqeq_md.train.design import Progress
 from kqeq_md.train.fit import fit
 from kqeq_md.train.molecules import prepared
-from kqeq_md.train.report import evaluate, evaluate_local_part, format_table, point_charge_floor
+from kqeq_md.train.report import (
+    error_table,
+    evaluate_local_part,
+    format_table,
+    point_charge_floor,
+    predict,
+    without_charges,
+)
+from kqeq_md.train.report.content import ReportInput
+from kqeq_md.train.report.learning_curve import learning_curve
 
 log = logging.getLogger("kqeq_md")
 
@@ -38,14 +47,20 @@ LEVEL_WARNING = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and the report of its training as text."""
+    """A model, the report of its training as text, and what the report in a folder is made of."""
 
     model: Model
     text: str
+    report: ReportInput
 
 
-def train(config: Config, progress: Progress) -> Trained:
+def train(config: Config, progress: Progress, with_learning_curve: bool = False) -> Trained:
     """Read the data, fit, and measure the errors on training and test frames.
+
+    Args:
+        config: the whole configuration.
+        progress: shown over frames.
+        with_learning_curve: train on parts of the training frames too, for the report.
 
     Raises:
         ConfigError: data that cannot be used, hardness and widths that give no positive definite Hamiltonian.
@@ -58,7 +73,8 @@ def train(config: Config, progress: Progress) -> Trained:
     if not fitted.level_determined:
         log.warning(LEVEL_WARNING)
     compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
-    errors = {name: evaluate(compressed.model, frames, progress) for name, frames in sets.items()}
+    predictions = {name: predict(compressed.model, frames, progress) for name, frames in sets.items()}
+    errors = {name: error_table(frames, predictions[name]) for name, frames in sets.items()}
     alone = {name: evaluate_local_part(fitted.short_range_only, frames) for name, frames in sets.items()}
     floors = {name: point_charge_floor(frames) for name, frames in sets.items()}
     settings = asdict(config)
@@ -81,7 +97,19 @@ def train(config: Config, progress: Progress) -> Trained:
     model = replace(compressed.model, training=json.loads(json.dumps(record)))
     largest = max(sets["train"], key=lambda frame: len(frame.structure)).structure
     model = replace(model, reference=make_reference(Potential(model), largest))
-    return Trained(model, "\n".join([_text(errors, alone, floors), _low_rank_text(compressed)]))
+    curve = None
+    if with_learning_curve:
+        curve = learning_curve(
+            sets["train"],
+            sets.get("test", []),
+            lambda frames: fit(frames, config, progress).model,
+            progress,
+            config.seed,
+            whole=fitted.model,
+        )
+    others = {"same short range without charges": without_charges(fitted.short_range_only)}
+    report = ReportInput(model, "model", sets, predictions, others=others, learning_curve=curve)
+    return Trained(model, "\n".join([_text(errors, alone, floors), _low_rank_text(compressed)]), report)
 
 
 def _low_rank_text(compressed: Compressed) -> str:
