@@ -167,7 +167,13 @@ def _train(arguments: argparse.Namespace) -> int:
     config = read_config(arguments.config)
     _check_output(arguments.output)
     folder = None if arguments.no_report else report_folder(arguments.output)
-    trained = train(config, _progress, arguments.learning_curve)
+    checkpoint = arguments.output.with_name(f"{arguments.output.name}.checkpoint")
+    try:
+        trained = train(config, _progress, checkpoint, arguments.learning_curve)
+    except KeyboardInterrupt:
+        if checkpoint.is_file():
+            sys.stderr.write(f"kqeq: the same command goes on from {checkpoint}\n")
+        raise
     save_model(trained.model, arguments.output)
     if not arguments.json:
         print(trained.text)
@@ -196,15 +202,18 @@ def _check_output(path: Path, name: str = "--output") -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     from kqeq_md.charges.charge_model import CONNECTIVITY
     from kqeq_md.model import load_model
-    from kqeq_md.train.config import Keys
+    from kqeq_md.train.config import Keys, Units
     from kqeq_md.train.data import read_frames
     from kqeq_md.train.report import evaluate, format_table
 
     model = load_model(arguments.model)
-    keys = Keys(**model.training.get("config", {}).get("data", {}).get("keys", {}))
+    data = model.training.get("config", {}).get("data", {})
+    keys, units = Keys(**data.get("keys", {})), Units(**data.get("units", {}))
     fragments = arguments.fragments
     numbers = None if fragments == CONNECTIVITY else fragments
-    frames = read_frames(arguments.data, keys, numbers, labelled=not arguments.response)
+    frames = read_frames(
+        arguments.data, keys, numbers, not arguments.response, units, field_term=data.get("field_term", True)
+    )
     table = evaluate(model, frames, _progress, arguments.charges, fragments is not None, arguments.response)
     print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
     return 0

@@ -100,4 +100,6 @@ def test_polarizability_and_its_derivatives(charges: str, model: Model) -> None:
     for k, direction in enumerate(np.eye(unknowns.size)[unknowns.physical]):
         slope = (alpha(x + 1e-4 * direction) - alpha(x - 1e-4 * direction)) / 2e-4
         # a third derivative times 1e-8
-        np.testing.assert_allclose(now.polarizability.by_parameter[..., k], slope, atol=1e-7 * np.abs(slope).max() + 1e-9)
+        np.testing.assert_allclose(
+            now.polarizability.by_parameter[..., k], slope, atol=1e-7 * np.abs(slope).max() + 1e-9
+        )

@@ -90,8 +90,8 @@ def _split_response(problem: Problem, matrix: Floats, hold: Hold) -> ChargeRespo
     x = np.zeros((n, n))
     np.add.at(x, (np.repeat(np.arange(n), np.diff(bonds.first)), bonds.neighbour), -bonds.compliance)
     x[np.diag_indices(n)] -= x.sum(axis=1)
-    screening: Floats = np.linalg.inv(np.eye(n) + x @ matrix)
-    inverse = screening @ x
+    screening = np.asarray(np.linalg.inv(np.eye(n) + x @ matrix), dtype=np.float64)
+    inverse: Floats = screening @ x
     _check_definite(inverse)
     flows = bonds.gathered(bonds.compliance * (bonds.vectors @ problem.field))
     if hold.reference is not None:

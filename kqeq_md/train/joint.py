@@ -30,7 +30,7 @@ from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Batch, Progress, force_design, make_batch
 from kqeq_md.train.linearised import Linearised, linearise, polarizability
-from kqeq_md.train.molecules import prepared
+from kqeq_md.train.molecules import for_each
 from kqeq_md.train.normal_equations import NormalEquations
 from kqeq_md.train.physical import bounds_of
 from kqeq_md.train.rows import Block, JointRows, present_blocks
@@ -157,14 +157,12 @@ class JointFit:
         """What is minimised, at x: for the fitted frames, or for all."""
         potential = Potential(self.unknowns.model(x), ACCURACY, TIGHT, threads=1)
         frames = [frame for batch in self.batches for frame in batch if everyone or frame.place not in self.held_out]
-        squares = in_parallel(lambda frame: self._square(potential, frame), frames, kernel_threads())
-        return float(np.sum(squares)) + float(((x / prior) ** 2).sum())
+        return float(np.sum(for_each(potential, frames, self._square))) + float(((x / prior) ** 2).sum())
 
     def _square(self, potential: Potential, frame: Frame) -> float:
-        own = prepared(potential.twin(), frame)
         try:
-            state = own.equilibrate(frame.structure)
-            result, alpha = own.result(state), None
+            state = potential.equilibrate(frame.structure)
+            result, alpha = potential.result(state), None
             if self.unknowns.parameters and has_polarizability(frame):
                 response = charge_response(state.problem, state.hold)
                 alpha = polarizability(state, response, np.zeros(0, dtype=np.int64), []).value
@@ -179,8 +177,7 @@ class JointFit:
     def _blocks(self, potential: Potential, batch: Batch, x: Floats) -> list[list[Block]]:
         """Rows of each frame of a batch."""
         kernel = with_constants(self.unknowns, batch)
-        threads = kernel_threads()
-        now = in_parallel(lambda frame: self._linearised(potential, frame), batch.frames, threads)
+        now = for_each(potential, batch.frames, self._linearised)
         weights = [np.concatenate([one.charges for one in now])]
         reference = None
         if self.unknowns.start.learned_reference:
@@ -198,13 +195,12 @@ class JointFit:
             own = None if reference is None else reference[batch.atoms(f)]
             return rows.of(f, batch.frames[f], now[f], own)
 
-        return in_parallel(of, range(len(batch.frames)), threads)
+        return in_parallel(of, range(len(batch.frames)), kernel_threads())
 
     def _linearised(self, potential: Potential, frame: Frame) -> Linearised:
-        own = prepared(potential.twin(), frame)
         try:
-            state = own.equilibrate(frame.structure)
-            return linearise(own, state, self.unknowns.parameters, has_polarizability(frame))
+            state = potential.equilibrate(frame.structure)
+            return linearise(potential, state, self.unknowns.parameters, has_polarizability(frame))
         except KqeqError as error:
             raise ConfigError(f"{frame.place}: {error}") from None
 

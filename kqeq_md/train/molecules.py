@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,11 @@ from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.charges.fragments import connected_fragments
 from kqeq_md.charges.leaks import LEAK
 from kqeq_md.potential import Potential
+from kqeq_md.structure import Floats
+from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.data import Frame
+
+Found = TypeVar("Found")
 
 
 def prepared(potential: Potential, frame: Frame) -> Potential:
@@ -24,6 +28,33 @@ def prepared(potential: Potential, frame: Frame) -> Potential:
 def take_fragments(potential: Potential, frame: Frame) -> None:
     """Let `potential` use the frame's molecule numbers, or find its fragments: it keeps those of the frame before."""
     potential.use_fragments(CONNECTIVITY if frame.fragments is None else frame.fragments)
+
+
+def for_each(
+    potential: Potential, frames: Sequence[Frame], function: Callable[[Potential, Frame], Found]
+) -> list[Found]:
+    """What `function` says of each frame, in their order.
+
+    Every frame has a twin of the potential, which has one thread, to itself: what comes out does not depend on how many
+    frames are computed at once.
+    """
+
+    def of(frame: Frame) -> Found:
+        own = potential.twin()
+        return function(prepared(own, frame) if own.has_charges else own, frame)
+
+    return in_parallel(of, frames, kernel_threads())
+
+
+def all_forces(potential: Potential, frames: Sequence[Frame]) -> Floats:
+    """Forces on all atoms of all frames, eV/Angstrom, shape (n, 3)."""
+
+    def forces(own: Potential, frame: Frame) -> Floats:
+        found = own.compute(frame.structure, want=("forces",)).forces
+        assert found is not None
+        return found
+
+    return np.concatenate(for_each(potential, frames, forces))
 
 
 def smallest_fragment(frames: Sequence[Frame]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kqeq_md import __version__
 from kqeq_md.compression import Compressed, compress
@@ -19,20 +18,15 @@ from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.reference import make_reference
-from kqeq_md.structure import Floats
+from kqeq_md.train.checkpoint import Checkpoint, fingerprint
+from kqeq_md.train.composition import atom_energies
 from kqeq_md.train.config import Config
-from kqeq_md.train.data import Frame, read_frames
+from kqeq_md.train.data import Frame, read_set
 from kqeq_md.train.design import Progress
-from kqeq_md.train.fit import fit
-from kqeq_md.train.molecules import prepared
-from kqeq_md.train.report import (
-    error_table,
-    evaluate_local_part,
-    format_table,
-    point_charge_floor,
-    predict,
-    without_charges,
-)
+from kqeq_md.train.findings import inspect_frames, warn_of
+from kqeq_md.train.fit import Fitted, fit
+from kqeq_md.train.molecules import all_forces
+from kqeq_md.train.report import error_table, format_table, point_charge_floor, predict, without_charges
 from kqeq_md.train.report.content import ReportInput
 from kqeq_md.train.report.learning_curve import learning_curve
 
@@ -44,6 +38,9 @@ LEVEL_WARNING = (
     "one composition and different total charges cannot be compared"
 )
 
+ALONE = "same short range without charges"
+WITHOUT_FIELD = "charges but without the field term"
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -54,62 +51,105 @@ class Trained:
     report: ReportInput
 
 
-def train(config: Config, progress: Progress, with_learning_curve: bool = False) -> Trained:
+def train(
+    config: Config, progress: Progress, checkpoint: Path | None = None, with_learning_curve: bool = False
+) -> Trained:
     """Read the data, fit, and measure the errors on training and test frames.
+
+    The same data, configuration and versions give the same model, byte for byte, with any number of threads.
 
     Args:
         config: the whole configuration.
         progress: shown over frames.
+        checkpoint: file for what has been reached; a run of the same goes on from there. It is removed at the end.
         with_learning_curve: train on parts of the training frames too, for the report.
 
     Raises:
         ConfigError: data that cannot be used, hardness and widths that give no positive definite Hamiltonian.
     """
-    sets = {"train": read_frames(config.data.train, config.data.keys)}
+    sets = {"train": read_set(config.data)}
     if config.data.test:
-        sets["test"] = read_frames(config.data.test, config.data.keys)
+        sets["test"] = read_set(config.data, "test")
         _check_elements(sets["train"], sets["test"])
-    fitted = fit(sets["train"], config, progress)
+    findings = inspect_frames(sets["train"], sets.get("test", ()))
+    warn_of(findings)
+    origin = _origin(config)
+    kept = Checkpoint(checkpoint, fingerprint(origin))
+    free_atoms = atom_energies(sets["train"], config.data)
+    fitted = fit(sets["train"], config, progress, free_atoms, kept)
     if not fitted.level_determined:
         log.warning(LEVEL_WARNING)
     compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
     predictions = {name: predict(compressed.model, frames, progress) for name, frames in sets.items()}
     errors = {name: error_table(frames, predictions[name]) for name, frames in sets.items()}
-    alone = {name: evaluate_local_part(fitted.short_range_only, frames) for name, frames in sets.items()}
-    floors = {name: point_charge_floor(frames) for name, frames in sets.items()}
-    settings = asdict(config)
-    for name in ("train", "test"):
-        settings["data"][name] = [Path(file).name for file in getattr(config.data, name)]
+    alone = without_charges(fitted.short_range_only)
     record = {
-        "history": fitted.history,
-        "regularisation": asdict(fitted.regularisation),
-        "physical": fitted.physical,
-        "kqeq_md": __version__,
-        "config": settings,
-        "data_sha256": {Path(f).name: _sha256(f) for f in [*config.data.train, *config.data.test]},
-        "seed": config.seed,
+        **origin,
+        **_of_fit(fitted),
         "errors": errors,
-        "errors_short_range_only": alone,
-        "point_charge_floor": floors,
-        "level_determined": fitted.level_determined,
+        "errors_short_range_only": {
+            name: error_table(frames, predict(alone, frames, progress)) for name, frames in sets.items()
+        },
+        "point_charge_floor": {name: point_charge_floor(frames) for name, frames in sets.items()},
         "low_rank_force_error": compressed.force_error,
     }
     model = replace(compressed.model, training=json.loads(json.dumps(record)))
     largest = max(sets["train"], key=lambda frame: len(frame.structure)).structure
-    model = replace(model, reference=make_reference(Potential(model), largest))
-    curve = None
-    if with_learning_curve:
-        curve = learning_curve(
-            sets["train"],
-            sets.get("test", []),
-            lambda frames: fit(frames, config, progress).model,
-            progress,
-            config.seed,
-            whole=fitted.model,
-        )
-    others = {"same short range without charges": without_charges(fitted.short_range_only)}
-    report = ReportInput(model, "model", sets, predictions, others=others, learning_curve=curve)
-    return Trained(model, "\n".join([_text(errors, alone, floors), _low_rank_text(compressed)]), report)
+    model = replace(model, reference=make_reference(Potential(model, threads=1), largest))
+    report = ReportInput(
+        model,
+        "model",
+        sets,
+        predictions,
+        others={ALONE: alone, **({WITHOUT_FIELD: model} if _in_field(sets) else {})},
+        blind_to_field=[WITHOUT_FIELD],
+        findings=[finding.message for finding in findings],
+        history=fitted.history,
+        learning_curve=_learning_curve(sets, config, progress, fitted.model) if with_learning_curve else None,
+    )
+    kept.remove()
+    return Trained(model, "\n".join([_text(record), _low_rank_text(compressed)]), report)
+
+
+def _origin(config: Config) -> dict[str, Any]:
+    """What the model comes from: version, configuration, seed and data, with paths that do not depend on the place."""
+    files = [*config.data.train, *config.data.test]
+    folder = os.path.commonpath([Path(file).resolve().parent for file in files])
+    names = {file: Path(os.path.relpath(Path(file).resolve(), folder)).as_posix() for file in files}
+    settings = asdict(config)
+    for name in ("train", "test"):
+        settings["data"][name] = [names[file] for file in getattr(config.data, name)]
+    return {
+        "kqeq_md": __version__,
+        "config": settings,
+        "data_sha256": {names[file]: _sha256(file) for file in files},
+        "seed": config.seed,
+    }
+
+
+def _of_fit(fitted: Fitted) -> dict[str, Any]:
+    """What the fit has found beside the model."""
+    return {
+        "history": fitted.history,
+        "regularisation": asdict(fitted.regularisation),
+        "physical": fitted.physical,
+        "level_determined": fitted.level_determined,
+    }
+
+
+def _learning_curve(
+    sets: Mapping[str, Sequence[Frame]], config: Config, progress: Progress, whole: Model
+) -> dict[str, Any]:
+    free_atoms = atom_energies(sets["train"], config.data)
+
+    def fit_some(frames: Sequence[Frame]) -> Model:
+        return fit(frames, config, progress, free_atoms).model
+
+    return learning_curve(sets["train"], sets.get("test", []), fit_some, progress, config.seed, whole)
+
+
+def _in_field(sets: Mapping[str, Sequence[Frame]]) -> bool:
+    return any(frame.structure.field.any() for frames in sets.values() for frame in frames)
 
 
 def _low_rank_text(compressed: Compressed) -> str:
@@ -123,16 +163,6 @@ def _low_rank_text(compressed: Compressed) -> str:
     return f"kernel of low rank: {ranks}; training forces change by {compressed.force_error:.1e} of their rms"
 
 
-def all_forces(potential: Potential, frames: Sequence[Frame]) -> Floats:
-    """Forces on all atoms of all frames, eV/Angstrom, shape (n, 3)."""
-    out = []
-    for frame in frames:
-        forces = prepared(potential, frame).compute(frame.structure, want=("forces",)).forces
-        assert forces is not None
-        out.append(forces)
-    return np.concatenate(out)
-
-
 def _check_elements(train_frames: Sequence[Frame], test_frames: Sequence[Frame]) -> None:
     known = {int(z) for frame in train_frames for z in frame.structure.numbers}
     new = {int(z) for frame in test_frames for z in frame.structure.numbers} - known
@@ -144,17 +174,18 @@ def _sha256(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _text(errors: dict[str, Any], alone: dict[str, Any], floors: dict[str, float | None]) -> str:
+def _text(record: Mapping[str, Any]) -> str:
     lines = ["RMSE (MAE)"]
-    for name, table in errors.items():
+    for name, table in record["errors"].items():
         lines += [f"\n{name}", format_table(table)]
+        alone = record["errors_short_range_only"][name]
         short = " ".join(
-            f"{quantity} {1e3 * alone[name][quantity]['rmse']:.1f} m{unit}"
+            f"{quantity} {1e3 * alone[quantity]['rmse']:.1f} m{unit}"
             for quantity, unit in (("energy_per_atom", "eV"), ("forces", "eV/A"))
-            if quantity in alone[name]
+            if quantity in alone
         )
-        lines.append(f"same short range without charges: {short}")
-        if (floor := floors[name]) is not None:
+        lines.append(f"{ALONE}: {short}")
+        if (floor := record["point_charge_floor"][name]) is not None:
             lines.append(
                 f"floor that point charges leave in the energies of frames in a field, rms F.(mu - sum q r)/N: "
                 f"{1e3 * floor:.1f} meV"

@@ -15,14 +15,13 @@ import numpy as np
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
-from kqeq_md.structure import Floats, Result
-from kqeq_md.threads import in_parallel, kernel_threads
+from kqeq_md.structure import Floats
 from kqeq_md.train.charge_response import ACCURACY, TIGHT
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Batch, ForceDesign, Progress, force_design, make_batch
 from kqeq_md.train.joint import add_blocks, given, with_constants
-from kqeq_md.train.molecules import prepared
+from kqeq_md.train.molecules import for_each
 from kqeq_md.train.normal_equations import NormalEquations
 from kqeq_md.train.rows import Block, FrameRows, virial_label
 from kqeq_md.train.unknowns import SHORT, Unknowns
@@ -76,7 +75,7 @@ class ShortFit:
     def _blocks(
         self, potential: Potential, batch: Batch, kernel: Floats, design: ForceDesign, level: bool
     ) -> list[Block]:
-        results = in_parallel(lambda frame: _result(potential, frame), batch.frames, kernel_threads())
+        results = for_each(potential, batch.frames, lambda own, frame: own.compute(frame.structure))
         out = []
         for f, (frame, result) in enumerate(zip(batch.frames, results, strict=True)):
             rows, atoms = FrameRows(self.fit, frame), batch.atoms(f)
@@ -98,10 +97,3 @@ class ShortFit:
         if level:
             parts.append(np.full((len(rows), 1), charge))
         return np.concatenate(parts, axis=1)
-
-
-def _result(potential: Potential, frame: Frame) -> Result:
-    own = potential.twin()
-    if own.has_charges:
-        prepared(own, frame)
-    return own.compute(frame.structure)

@@ -16,13 +16,16 @@ from kqeq_md.response import Response, response
 from kqeq_md.structure import Floats, Result, Structure
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Progress
-from kqeq_md.train.molecules import take_fragments
+from kqeq_md.train.molecules import for_each, take_fragments
 
 QUANTITIES = {
     "energy_per_atom": "eV", "forces": "eV/A", "charges": "e", "dipole": "e A", "polarizability": "e^2 A^2/eV",
     "born_charges": "e", "stress": "eV/A^3",
 }  # fmt: skip
 """Everything that is compared, with its unit, in the order of tables and plots."""
+
+TOGETHER = 16
+"""Frames between two steps of the progress bar."""
 
 PER_ATOM = {"forces": 3, "charges": 1}
 """Quantities that belong to one atom, with how many numbers each atom has."""
@@ -72,22 +75,22 @@ def predict(
     Raises:
         KqeqError: naming the frame.
     """
-    potential = Potential(model, charges=charges, fragments=CONNECTIVITY if fragments else None)
-    in_fragments = fragments or (potential.has_charges and potential.charge_model.name == "fragments")
-    found = []
-    for frame in progress(frames, "evaluating"):
+    potential = Potential(model, charges=charges, fragments=CONNECTIVITY if fragments else None, threads=1)
+
+    def of(own: Potential, frame: Frame) -> Prediction:
         try:
-            if in_fragments:
-                take_fragments(potential, frame)
-            shown = seen(frame.structure, potential.has_charges, in_field)
-            result = potential.compute(shown)
+            if fragments:
+                take_fragments(own, frame)
+            shown = seen(frame.structure, own.has_charges, in_field)
+            result = own.compute(shown)
             labelled = frame.polarizability is not None or frame.born_charges is not None
-            asked = potential.has_charges and (labelled or with_response)
-            answer = response(potential, shown) if asked else None
+            answer = response(own, shown) if own.has_charges and (labelled or with_response) else None
         except KqeqError as error:
             raise KqeqError(f"{frame.place}: {error}") from None
-        found.append(_prediction(frame, result, answer, potential.has_charges, with_response))
-    return found
+        return _prediction(frame, result, answer, own.has_charges, with_response)
+
+    parts = [frames[begin : begin + TOGETHER] for begin in range(0, len(frames), TOGETHER)]
+    return [found for part in progress(parts, "evaluating") for found in for_each(potential, part, of)]
 
 
 def seen(structure: Structure, has_charges: bool, in_field: bool) -> Structure:
