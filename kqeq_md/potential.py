@@ -346,21 +346,33 @@ class Potential:
             unsymmetrized_virial=virial,
         )
 
-    def extrapolation(self, structure: Structure, domain: Domain | None = None) -> Floats:
-        """How far the surroundings of each atom are from those of the training set, shape (n,).
+    def extrapolation(
+        self, structure: Structure, domain: Domain | None = None, result: Result | None = None
+    ) -> Floats:
+        """How far each atom is from those of the training set, shape (n,).
 
         Within it atoms measure at most about 1; beyond `largest_measure` energies, forces and charges are not to be
-        trusted (see `kqeq_md.extrapolation`). Takes about as long as a step; arguments and errors as in `compute`.
+        trusted (see `kqeq_md.extrapolation`). Takes about as long as the local part of a step; arguments and errors
+        as in `compute`.
+
+        Args:
+            structure, domain: as in `compute`.
+            result: of this structure, for its charges and forces; None where only surroundings count.
         """
         _check_structure(structure)
         process = self._take(structure, domain)
         process.update(self.cutoff, None)
-        species = self.species_index(structure.numbers)[process.order]
-        species_all = np.asarray(process.halo.forward(species), dtype=np.int64)
+        halo, species = process.halo, self.species_index(structure.numbers)
+        ordered = species[process.order]
+        species_all = np.asarray(halo.forward(ordered), dtype=np.int64)
         with one_blas_thread:
             pairs = process.pairs(self.cutoff, self.threads)
-            measure = self._extrapolation.measure(species, pairs, species_all, self.threads)
-        return restored(measure, process.order)
+            measure = self._extrapolation.measure(ordered, pairs, species_all, self.threads, halo)
+        measure = restored(measure, process.order)
+        if result is None or not self.has_charges:
+            return measure
+        n_atoms = int(halo.sum(np.array(float(len(structure)))))
+        return self._extrapolation.with_result(measure, structure, species, result, n_atoms)
 
     @property
     def largest_measure(self) -> float:
