@@ -28,7 +28,7 @@ from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
-from kqeq_md.extrapolation import Extrapolation
+from kqeq_md.extrapolation import Extrapolation, largest_measure
 from kqeq_md.halo import Halo
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model, load_model
@@ -346,9 +346,7 @@ class Potential:
             unsymmetrized_virial=virial,
         )
 
-    def extrapolation(
-        self, structure: Structure, domain: Domain | None = None, result: Result | None = None
-    ) -> Floats:
+    def extrapolation(self, structure: Structure, domain: Domain | None = None, result: Result | None = None) -> Floats:
         """How far each atom is from those of the training set, shape (n,).
 
         Within it atoms measure at most about 1; beyond `largest_measure` energies, forces and charges are not to be
@@ -371,13 +369,16 @@ class Potential:
         measure = restored(measure, process.order)
         if result is None or not self.has_charges:
             return measure
-        n_atoms = int(halo.sum(np.array(float(len(structure)))))
-        return self._extrapolation.with_result(measure, structure, species, result, n_atoms)
+        measure = self._extrapolation.with_result(measure, species, result)
+        if (limits := self._extrapolation.limits) is not None:
+            n_atoms = int(halo.sum(np.array(float(len(structure)))))
+            measure = np.maximum(measure, limits.beyond_total(structure.charge, n_atoms))
+        return measure
 
     @property
     def largest_measure(self) -> float:
         """Atoms beyond it extrapolate."""
-        return self._extrapolation.largest
+        return largest_measure(self.model)
 
     def solve_response(self, problem: Problem) -> Equilibrium:
         """Minimise a problem that is not the next step of a trajectory.

@@ -173,9 +173,7 @@ class PairStyle:
             born = response(self.potential, structure, domain).born_charges
             _array(call.born, call.n_local, 9)[rows] = born.reshape(-1, 9)
 
-    def _look_at_extrapolation(
-        self, call: Call, structure: Structure, domain: Domain | None, result: Result
-    ) -> None:
+    def _look_at_extrapolation(self, call: Call, structure: Structure, domain: Domain | None, result: Result) -> None:
         """Give the measure to LAMMPS where it wants it, and warn or stop; every rank comes to the same decision.
 
         Raises:

@@ -92,13 +92,14 @@ def expected_errors(measure: Floats, error: Floats) -> dict[str, list[float]]:
 
 def _measured(potential: Potential, frame: Frame) -> tuple[Floats, Floats]:
     """Measure and force error of each atom, shapes (n,)."""
-    assert frame.forces is not None
     try:
         prepared(potential, frame)
         result = potential.compute(frame.structure, want=("forces",))
         measure = potential.extrapolation(frame.structure, result=result)
     except KqeqError as error:
         raise KqeqError(f"{frame.place}: {error}") from None
+    assert result.forces is not None
+    assert frame.forces is not None
     return measure, np.linalg.norm(result.forces - frame.forces, axis=1)
 
 
