@@ -42,9 +42,11 @@ and in input.xml:
 Without -u or --shm, give <ffsocket mode='inet'> with the same <address> (a host) and <port>.
 Keep pbc='false': i-PI would otherwise fold the atoms into its cell and tear a cluster apart.
 <parameters> may be absent. They take the names of the options charge, efield, charges, fragments, fragment_charges,
-part, extras (names with blanks between them), pbc and slab; what they say must not contradict the command line.
+part, extras (names with blanks between them), extrapolation, pbc and slab; what they say must not contradict the
+command line.
 <batch_size> 8 </batch_size> sends 8 beads at once: --threads share them, and each keeps its charges to start from.
-The extras of each reply are one JSON object: charges (e), dipole (e bohr) where it has a meaning, and BEC (e).
+The extras of each reply are one JSON object: charges (e), dipole (e bohr) where it has a meaning, BEC (e)
+and extrapolation (each atom's measure), which are asked for by --extras.
 
 Inside i-PI, without a socket:
   <ffdirect name='kqeq' pbc='false'>
@@ -195,8 +197,9 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         help="a part of the energy, for multiple time steps and ring-polymer contraction (default: all)",
     )  # fmt: skip
     add(
-        "--extras", type=option(read_extras), metavar="dipole,charges,bec|none",
-        help="what goes to i-PI beside forces; bec: Born effective charges (default: dipole and charges, if defined)",
+        "--extras", type=option(read_extras), metavar="dipole,charges,bec,extrapolation|none",
+        help="what goes to i-PI beside forces; bec: Born effective charges; extrapolation: how far atoms are from the "
+        "training set (default: dipole and charges, if defined)",
     )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from ase import Atoms
 from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.ipi_driver.protocol import Answer, DriverError, Request, answer_from
 from kqeq_md.ipi_driver.settings import Settings, read_settings
+from kqeq_md.limits import Watch
 from kqeq_md.model import Model
 from kqeq_md.options import fragments_of, template_in
 from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
 from kqeq_md.response import compute_with_response
-from kqeq_md.structure import Structure
+from kqeq_md.structure import Floats, Structure
 from kqeq_md.threads import in_parallel, worthwhile
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
@@ -54,6 +55,7 @@ class Evaluation:
             )
         ]
         self.extras: tuple[str, ...] = ()
+        self._watch = Watch(settings.extrapolation or "warn", self._potentials[0].largest_measure)
         self._asked_of_cell = settings.pbc is not None or self.template.boundary != "open"
         self._rehearse()
 
@@ -77,7 +79,7 @@ class Evaluation:
         """One answer for each structure; the place in the list is the replica.
 
         Raises:
-            KqeqError: a structure, the field or a result is refused.
+            KqeqError: a structure, the field or a result is refused, or atoms extrapolate and that is to stop the run.
         """
         if not self._asked_of_cell:
             self._ask_of_cell(requests[0])
@@ -92,17 +94,28 @@ class Evaluation:
         first = self._potentials[0]
         while len(self._potentials) < len(requests):
             self._potentials.append(first.twin())
+        due = self._watch.due()
         # many structures, or small ones, are shared among the threads; few large ones share all threads each
         shared = len(requests) >= first.threads or worthwhile(first.threads, len(self)) == 1
         pairs = list(zip(self._potentials, requests, strict=False))
-        return in_parallel(lambda pair: self._answer(*pair), pairs, first.threads if shared else 1)
+        found = in_parallel(lambda pair: self._answer(*pair, due), pairs, first.threads if shared else 1)
+        for _, measure in found:
+            if due and measure is not None:
+                self._watch.look(measure)
+        return [answer for answer, _ in found]
 
-    def _answer(self, potential: Potential, request: Request) -> Answer:
+    def _answer(self, potential: Potential, request: Request, due: bool) -> tuple[Answer, Floats | None]:
+        """The answer, and the measure of extrapolation where it is due or wanted."""
         structure = self._structure(request)
-        if "bec" not in self.extras:
-            return answer_from(potential.compute(structure), self.extras)
-        result, answer = compute_with_response(potential, structure)
-        return answer_from(result, self.extras, answer.born_charges)
+        born_charges = measure = None
+        if "bec" in self.extras:
+            result, answer = compute_with_response(potential, structure)
+            born_charges = answer.born_charges
+        else:
+            result = potential.compute(structure)
+        if due or "extrapolation" in self.extras:
+            measure = potential.extrapolation(structure, result=result)
+        return answer_from(result, self.extras, born_charges, measure), measure
 
     def _structure(self, request: Request) -> Structure:
         # i-PI sends a cell even where the boundaries are open
@@ -143,7 +156,7 @@ class Evaluation:
             reason = "it has no meaning for a cell whose charges flow freely"
         else:
             reason = 'E_short knows no charges (part "short")' if short else NO_SUCH_CHARGES
-        defined = {"charges": has_charges, "dipole": has_dipole, "bec": has_dipole}
+        defined = {"charges": has_charges, "dipole": has_dipole, "bec": has_dipole, "extrapolation": True}
         asked = self._settings.extras
         if asked is None:
             self.extras = tuple(name for name in ("dipole", "charges") if defined[name])

@@ -43,7 +43,8 @@ class KQEqPES:
         template: a structure that ASE reads: the elements in i-PI's order, and the boundary.
         threads: how many work at once; None for the environment's number.
         verbosity, verbose: i-PI's own, which mean nothing here.
-        settings: charge, efield, charges, fragments, part, extras, pbc, slab, as the options of `kqeq-ipi`.
+        settings: charge, efield, charges, fragments, part, extras, extrapolation, pbc, slab, as the options of
+            `kqeq-ipi`.
 
     Raises:
         KqeqError: anything that is refused.

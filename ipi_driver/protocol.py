@@ -199,13 +199,19 @@ class Answer:
     extras: str
 
 
-def answer_from(result: Result, extras: Collection[str] = (), born_charges: Floats | None = None) -> Answer:
+def answer_from(
+    result: Result,
+    extras: Collection[str] = (),
+    born_charges: Floats | None = None,
+    extrapolation: Floats | None = None,
+) -> Answer:
     """The answer of a result, whose numbers are finite.
 
     Args:
         result: energy, forces and virial (nan goes out where there is none), and what the extras need.
-        extras: of "dipole", "charges" and "bec".
+        extras: of "dipole", "charges", "bec" and "extrapolation".
         born_charges: Z[i, a, b] = dmu_a / dR_ib, e, shape (n, 3, 3), for "bec".
+        extrapolation: measure of each atom, shape (n,), for "extrapolation".
     """
     assert result.forces is not None
     virial = result.unsymmetrized_virial
@@ -213,18 +219,22 @@ def answer_from(result: Result, extras: Collection[str] = (), born_charges: Floa
         energy=result.energy / HARTREE,
         forces=result.forces * (BOHR / HARTREE),
         virial=np.full((3, 3), np.nan) if virial is None else virial / HARTREE,
-        extras=_json(result, extras, born_charges),
+        extras=_json(result, extras, born_charges, extrapolation),
     )
 
 
-def _json(result: Result, names: Collection[str], born_charges: Floats | None) -> str:
-    """One JSON object: `charges` (e), `dipole` (e bohr), `BEC` (e; row 3i+b, column a: dmu_a / dR_ib)."""
+def _json(result: Result, names: Collection[str], born_charges: Floats | None, extrapolation: Floats | None) -> str:
+    """One JSON object: `charges` (e), `dipole` (e bohr), `BEC` (e; row 3i+b, column a: dmu_a / dR_ib), and
+    `extrapolation` of each atom."""
     extras = {}
     if "charges" in names:
         extras["charges"] = _numbers(result.charges)
     if "dipole" in names:
         assert result.dipole is not None
         extras["dipole"] = _numbers(result.dipole / BOHR)
+    if "extrapolation" in names:
+        assert extrapolation is not None
+        extras["extrapolation"] = _numbers(extrapolation)
     if "bec" in names:
         assert born_charges is not None
         rows = born_charges.transpose(0, 2, 1).reshape(-1, 3)

@@ -8,6 +8,7 @@ from typing import Any
 
 from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.ipi_driver.protocol import DriverError, brief
+from kqeq_md.limits import ACTIONS
 from kqeq_md.options import (
     OPEN,
     PERIODIC,
@@ -22,7 +23,7 @@ from kqeq_md.options import (
 )
 from kqeq_md.potential import PARTS
 
-EXTRAS = ("dipole", "charges", "bec")
+EXTRAS = ("dipole", "charges", "bec", "extrapolation")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Settings:
         fragment_charges: e.
         part: "all", "short" or "charge".
         extras: which of `EXTRAS` go to i-PI.
+        extrapolation: what is done about atoms that extrapolate, "warn", "stop" or "off".
         pbc: periodic along each lattice vector, instead of the template's.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     fragment_charges: tuple[float, ...] | None = None
     part: str | None = None
     extras: tuple[str, ...] | None = None
+    extrapolation: str | None = None
     pbc: Axes | None = None
 
     def joined(self, others: Settings, mine: str, theirs: str) -> Settings:
@@ -125,6 +128,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "fragment_charges": ("fragment_charges", read_numbers),
     "part": ("part", one_of(PARTS)),
     "extras": ("extras", read_extras),
+    "extrapolation": ("extrapolation", one_of(ACTIONS)),
     "pbc": ("pbc", read_pbc),
     "slab": ("pbc", read_slab),
 }

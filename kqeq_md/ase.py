@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.errors import ChargeError, FieldError, KqeqError
+from kqeq_md.limits import Watch
 from kqeq_md.model import Model
 from kqeq_md.potential import NO_SUCH_CHARGES, Potential
 from kqeq_md.response import response
-from kqeq_md.structure import Floats, Structure
+from kqeq_md.structure import Floats, Result, Structure
 
 NO_FIELD = (0.0, 0.0, 0.0)
 RESPONSES = ("born_effective_charges", "polarizability", "dielectric_tensor")
@@ -52,13 +53,17 @@ class KQEq(Calculator):
         fragments: as in `Potential`, or the name of an array of the atoms that holds molecule numbers (`mol-id` where
             ASE has read a LAMMPS data file).
         fragment_charges, reference_charges, threads, kernel: as in `Potential`.
+        extrapolation: what is done about atoms that extrapolate (`kqeq_md.extrapolation`): "warn" (once), "stop"
+            (raise `ExtrapolationError`) or "off". The first calculation is looked at, every 100th from there, and one
+            whose atoms are not those of the calculation before or are more than 1 Angstrom from their places.
 
     Units are ASE's: eV, Angstrom, e. `stress` is defined for periodic atoms, and for slabs whose `atoms.cell` has a
     vector along the open axis: it refers to the volume of that cell. `dipole` (e Angstrom, about the coordinate
     origin) is defined for open atoms, and for periodic ones with fragments or split charges (`charges.field` has the
     rules); so are `polarizability` (dmu_a/dF_b, e^2 Angstrom^2/eV, shape (3, 3)), `born_effective_charges`
     (Z[i, a, b] = dmu_a/dR_ib, e, shape (n, 3, 3), not symmetric) and `dielectric_tensor` (infinite frequency, for
-    cells periodic along all axes), which are computed when they are asked for. Asking for what is not defined raises
+    cells periodic along all axes), which are computed when they are asked for. So is `extrapolation`, the measure of
+    each atom, shape (n,): `calc.get_property("extrapolation", atoms)`. Asking for what is not defined raises
     `PropertyNotImplementedError`.
 
     Relaxing the cell of a slab needs a mask that leaves the plane where it is (`FrechetCellFilter(atoms, mask=...)`,
@@ -72,7 +77,7 @@ class KQEq(Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = [
-        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole", *RESPONSES,
+        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole", *RESPONSES, "extrapolation",
     ]  # fmt: skip
 
     def __init__(
@@ -88,6 +93,7 @@ class KQEq(Calculator):
         reference_charges: Mapping[str, float] | None = None,
         threads: int | None = None,
         kernel: str | None = None,
+        extrapolation: str = "warn",
     ) -> None:
         super().__init__()
         self._array = fragments if isinstance(fragments, str) and fragments != CONNECTIVITY else None
@@ -97,6 +103,7 @@ class KQEq(Calculator):
         self.potential = Potential(
             model, accuracy, tolerance, None, charges, given, fragment_charges, reference_charges, threads, kernel
         )
+        self._watch = Watch(extrapolation, self.potential.largest_measure)
         self.set(charge=charge, field=field)
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -180,8 +187,16 @@ class KQEq(Calculator):
             self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
         if result.dipole is not None:
             self.results["dipole"] = result.dipole
+        self._look_at_extrapolation(structure, result, "extrapolation" in wanted)
         if any(name in wanted for name in RESPONSES):
             self._respond(structure, wanted)
+
+    def _look_at_extrapolation(self, structure: Structure, result: Result, wanted: bool) -> None:
+        due = self._watch.due(structure.positions)
+        if due or wanted:
+            self.results["extrapolation"] = measure = self.potential.extrapolation(structure, result=result)
+            if due:
+                self._watch.look(measure)
 
     def _respond(self, structure: Structure, wanted: list[str]) -> None:
         try:

@@ -94,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="the header as JSON")
     info.set_defaults(run=_info)
 
+    select = commands.add_parser(
+        "select",
+        help="frames of trajectories that are worth labelling next",
+        description="Pick the frames that the model knows least of: each one has the largest measure of extrapolation "
+        "beside the training set and the frames picked before. `total_charge` (e) and `electric_field` (V/A) of a "
+        "frame count where it has them.",
+    )
+    select.add_argument("model", metavar="MODEL.kqeq")
+    select.add_argument("trajectories", metavar="TRAJECTORY", nargs="+", help="files that ASE reads, with all frames")
+    select.add_argument("-n", "--number", metavar="N", type=int, required=True, help="at most so many frames")
+    select.add_argument("-o", "--output", metavar="PICKED.xyz", type=Path, required=True, help="extended XYZ")
+    select.add_argument("--charge", metavar="Q", type=float, default=0.0, help="of frames without `total_charge`, e")
+    select.add_argument("--json", action="store_true", help="machine-readable: what was picked, and why")
+    _add_threads(select)
+    select.set_defaults(run=_select)
+
     check = commands.add_parser(
         "check",
         help="does a model give its reference numbers here?",
@@ -272,6 +288,17 @@ def _structures(file: str) -> list[Structure]:
     return found
 
 
+def _select(arguments: argparse.Namespace) -> int:
+    from kqeq_md.model import load_model
+    from kqeq_md.select import as_json, as_text, select, write_picked
+
+    _check_output(arguments.output)
+    selection = select(load_model(arguments.model), arguments.trajectories, arguments.number, arguments.charge)
+    write_picked(selection, arguments.output)
+    print(json.dumps(as_json(selection), indent=1) if arguments.json else as_text(selection))
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import load_model, model_header
     from kqeq_md.train.report import QUANTITIES
@@ -307,9 +334,23 @@ def _info(arguments: argparse.Namespace) -> int:
             f"{key} {entry['rmse']:.4g} {QUANTITIES[key]}" for key, entry in table.items() if key in QUANTITIES
         )
         print(f"{name:<18}{table['n_frames']} frames, RMSE {errors}")
+    print(f"{'extrapolation':<18}{_threshold_text(model)}")
     if model.training.get("level_determined") is False:
         print("ionisation energies are undetermined (total charge followed from composition in all training frames)")
     return 0
+
+
+def _threshold_text(model: Model) -> str:
+    from kqeq_md.extrapolation import largest_measure
+
+    text = f"beyond a measure of {largest_measure(model):.3g}"
+    if (record := model.training.get("extrapolation")) is None:
+        return f"{text} (not calibrated)"
+    errors = record["expected_force_error"]
+    return (
+        f"{text} ({record['n_atoms']} held-out atoms; force errors of their nearest and farthest "
+        f"{100 / len(errors['median']):.0f} %: median {errors['median'][0]:.2g} and {errors['median'][-1]:.2g} eV/A)"
+    )
 
 
 def _print_term(species: Sequence[str], term: SoapTerm) -> None:

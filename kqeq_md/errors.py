@@ -23,3 +23,7 @@ class ModelError(KqeqError):
 
 class ConfigError(KqeqError):
     """A training configuration or data set that cannot be used."""
+
+
+class ExtrapolationError(KqeqError):
+    """Atoms too far from the training set, where the user wants to stop."""

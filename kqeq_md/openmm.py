@@ -24,6 +24,7 @@ from openmm import unit
 
 from kqeq_md.elements import ATOMIC_NUMBERS
 from kqeq_md.errors import FieldError, KqeqError, StructureError
+from kqeq_md.limits import Watch
 from kqeq_md.model import Model, load_model, save_model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Result, Structure
@@ -58,6 +59,7 @@ def add_to(
     reference_charges: Mapping[str, float] | None = None,
     threads: int | None = None,
     kernel: str | None = None,
+    extrapolation: str = "warn",
 ) -> openmm.PythonForce:
     """Add the energy and forces of a model to a system.
 
@@ -74,6 +76,9 @@ def add_to(
         force_group: of OpenMM, 0 to 31.
         charges, fragment_charges, reference_charges, threads, kernel, accuracy, tolerance: as in `Potential`.
         fragments: as in `Potential`, or "residues" for those of the topology. Numbers and lists are about `atoms`.
+        extrapolation: what is done about atoms that extrapolate (`kqeq_md.extrapolation`), looked at in every 100th
+            evaluation: "warn" (once), "stop" (`OpenMMException` from the Context) or "off". Its numbers of atoms count
+            those that the model knows of, from 0.
 
     Particles without mass are atoms that OpenMM keeps in place. The force holds the model and goes with the system
     through `XmlSerializer`, by pickle: read only files that you trust. Contexts of one system share the history of
@@ -117,6 +122,7 @@ def add_to(
         reference_charges=reference_charges,
         threads=threads,
         kernel=kernel,
+        extrapolation=extrapolation,
     )
     force = openmm.PythonForce(computation, dict(zip(FIELD, anything.field.tolist(), strict=True)))
     force.computation = computation
@@ -136,6 +142,7 @@ class Computation:
         pbc: periodic along each box vector.
         charge: total charge Q, e.
         atoms: which particles these are, shape (n,); None for all of the system.
+        extrapolation: what is done about atoms that extrapolate, "warn", "stop" or "off".
         options: of `Potential`.
 
     Raises:
@@ -149,9 +156,11 @@ class Computation:
         pbc: tuple[bool, bool, bool],
         charge: float,
         atoms: NDArray[np.int64] | None,
+        extrapolation: str = "warn",
         **options: Any,
     ) -> None:
         self.potential = Potential(model, **options)
+        self._watch = Watch(extrapolation, self.potential.largest_measure)
         self._numbers, self._pbc, self._charge, self._atoms, self._options = numbers, pbc, charge, atoms, options
         self._lock = Lock()  # OpenMM lets go of the interpreter while it runs: contexts may be in several threads
 
@@ -159,6 +168,10 @@ class Computation:
         """Energy, kJ/mol, and forces on all particles, kJ/mol/nm, shape (n_particles, 3)."""
         result = self.result(state, ("forces",))
         assert result.forces is not None
+        structure = self._structure(state, state.getParameters())
+        with self._lock:
+            if self._watch.due(structure.positions):
+                self._watch.look(self.potential.extrapolation(structure, result=result))
         forces = result.forces * (NANOMETER / KJ_PER_MOL)
         if self._atoms is not None:
             mine, forces = forces, np.zeros((len(state.getPositions(asNumpy=True)), 3))
@@ -207,7 +220,7 @@ class Computation:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = self._numbers, self._pbc, self._charge, self._atoms, self._options
+        state = self._numbers, self._pbc, self._charge, self._atoms, self._watch.action, self._options
         return _restored, (_packed(self.potential.model), *state)
 
 

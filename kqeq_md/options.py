@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kqeq_md.ase import molecule_numbers
 from kqeq_md.charges.charge_model import CHARGE_MODELS, CONNECTIVITY
 from kqeq_md.errors import StructureError
+from kqeq_md.limits import ACTIONS
 
 Vector = tuple[float, float, float]
 Axes = tuple[bool, bool, bool]
@@ -104,8 +105,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_system_options(parser: argparse.ArgumentParser) -> None:
-    """Total charge, field, charge model, boundary and threads: `charge`, `efield`, `charges`, `fragments`,
-    `fragment_charges`, `pbc`, `threads`; None for what is not given."""
+    """Total charge, field, charge model, boundary, threads and what is done about atoms that extrapolate.
+
+    The names are `charge`, `efield`, `charges`, `fragments`, `fragment_charges`, `pbc`, `threads` and `extrapolation`;
+    None for what is not given.
+    """
     add = parser.add_argument
     add("--charge", type=option(read_number), metavar="Q", help="total charge in e (default: 0)")
     add("--efield", type=option(read_vector), metavar='"X Y Z"', help='static field in V/Angstrom (default: "0 0 0")')
@@ -132,6 +136,10 @@ def add_system_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--threads", type=option(read_count), metavar="N",
         help="how many work at once (default: KQEQ_NUM_THREADS, or what the scheduler gives)",
+    )  # fmt: skip
+    add(
+        "--extrapolation", type=option(one_of(ACTIONS)), metavar="|".join(ACTIONS),
+        help="what is done about atoms unlike those of the training set (default: warn, once)",
     )  # fmt: skip
 
 

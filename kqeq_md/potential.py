@@ -28,7 +28,7 @@ from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
-from kqeq_md.extrapolation import Extrapolation
+from kqeq_md.extrapolation import Extrapolation, largest_measure
 from kqeq_md.halo import Halo
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model, load_model
@@ -346,26 +346,39 @@ class Potential:
             unsymmetrized_virial=virial,
         )
 
-    def extrapolation(self, structure: Structure, domain: Domain | None = None) -> Floats:
-        """How far the surroundings of each atom are from those of the training set, shape (n,).
+    def extrapolation(self, structure: Structure, domain: Domain | None = None, result: Result | None = None) -> Floats:
+        """How far each atom is from those of the training set, shape (n,).
 
         Within it atoms measure at most about 1; beyond `largest_measure` energies, forces and charges are not to be
-        trusted (see `kqeq_md.extrapolation`). Takes about as long as a step; arguments and errors as in `compute`.
+        trusted (see `kqeq_md.extrapolation`). Takes about as long as the local part of a step; arguments and errors
+        as in `compute`.
+
+        Args:
+            structure, domain: as in `compute`.
+            result: of this structure, for its charges and forces; None where only surroundings count.
         """
         _check_structure(structure)
         process = self._take(structure, domain)
         process.update(self.cutoff, None)
-        species = self.species_index(structure.numbers)[process.order]
-        species_all = np.asarray(process.halo.forward(species), dtype=np.int64)
+        halo, species = process.halo, self.species_index(structure.numbers)
+        ordered = species[process.order]
+        species_all = np.asarray(halo.forward(ordered), dtype=np.int64)
         with one_blas_thread:
             pairs = process.pairs(self.cutoff, self.threads)
-            measure = self._extrapolation.measure(species, pairs, species_all, self.threads)
-        return restored(measure, process.order)
+            measure = self._extrapolation.measure(ordered, pairs, species_all, self.threads, halo)
+        measure = restored(measure, process.order)
+        if result is None or not self.has_charges:
+            return measure
+        measure = self._extrapolation.with_result(measure, species, result)
+        if (limits := self._extrapolation.limits) is not None:
+            n_atoms = int(halo.sum(np.array(float(len(structure)))))
+            measure = np.maximum(measure, limits.beyond_total(structure.charge, n_atoms))
+        return measure
 
     @property
     def largest_measure(self) -> float:
         """Atoms beyond it extrapolate."""
-        return self._extrapolation.largest
+        return largest_measure(self.model)
 
     def solve_response(self, problem: Problem) -> Equilibrium:
         """Minimise a problem that is not the next step of a trajectory.

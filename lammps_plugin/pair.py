@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.domain import Domain
-from kqeq_md.errors import KqeqError, StructureError
+from kqeq_md.errors import ExtrapolationError, KqeqError, StructureError
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.lammps_plugin.halo import LammpsHalo, in_order
+from kqeq_md.limits import Watch
 from kqeq_md.potential import NO_VIRIAL, Potential
 from kqeq_md.response import response
 from kqeq_md.structure import Floats, Result, Structure
@@ -34,9 +35,6 @@ log = logging.getLogger("kqeq_md")
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 """LAMMPS' order of the virial: xx yy zz xy xz yz."""
-
-LOOKS = 100
-"""Steps between two looks at how far atoms extrapolate, each of which takes as long as a step."""
 
 JUMP = 1.0
 """Angstrom. No time step moves an atom that far."""
@@ -55,6 +53,7 @@ class Call(ctypes.Structure):
         ("model", c_char_p),
         ("elements", POINTER(c_char_p)),
         ("charges", c_char_p),
+        ("action", c_char_p),
         ("charge", c_double),
         ("field", c_double * 3),
         ("accuracy", c_double),
@@ -72,6 +71,7 @@ class Call(ctypes.Structure):
         ("q", POINTER(c_double)),
         ("eatom", POINTER(c_double)),
         ("born", POINTER(c_double)),
+        ("measure", POINTER(c_double)),
         ("n_types", c_int),
         ("n_atoms", c_int),
         ("n_all", c_int),
@@ -86,6 +86,7 @@ class Call(ctypes.Structure):
         ("other_atoms", c_int),
         ("want_virial", c_int),
         ("has_charges", c_int),
+        ("all_failed", c_int),
         ("cutoff", c_double),
         ("reach", c_double),
         ("parts", c_double * 7),
@@ -115,6 +116,7 @@ class PairStyle:
     Args:
         model: path of the model file.
         elements: element symbol of each type, or "NULL": not of the model.
+        extrapolation: what is done about atoms that extrapolate, "warn", "stop" or "off".
         knobs: `accuracy` (eV/Angstrom), `tolerance`, `threads`, `charges` and `fragments` of `Potential`; those that
             are left out are its defaults.
 
@@ -123,10 +125,10 @@ class PairStyle:
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, model: str, elements: list[str], **knobs: Any) -> None:
+    def __init__(self, model: str, elements: list[str], extrapolation: str = "warn", **knobs: Any) -> None:
         self.potential = Potential(model, **knobs)
-        self._warned_of_virial = self._warned_of_extrapolation = False
-        self._computed = 0
+        self._watch = Watch(extrapolation, self.potential.largest_measure)
+        self._warned_of_virial = False
         self._before: tuple[NDArray[np.int64], Floats] | None = None
         known = dict(zip(self.potential.model.species, self.potential.model.numbers, strict=True))
         for index, element in enumerate(elements, start=1):
@@ -166,27 +168,27 @@ class PairStyle:
             _array(call.eatom, call.n_local)[rows] += unit * result.energies
         if call.want_virial:
             call.virial = self._virial(result, unit)
-        self._look_at_extrapolation(call, structure, domain)
+        self._look_at_extrapolation(call, structure, domain, result)
         if call.born:
             born = response(self.potential, structure, domain).born_charges
             _array(call.born, call.n_local, 9)[rows] = born.reshape(-1, 9)
 
-    def _look_at_extrapolation(self, call: Call, structure: Structure, domain: Domain | None) -> None:
-        """Warn once of atoms whose surroundings are none that the model was trained for."""
-        self._computed += 1
-        if self._warned_of_extrapolation or self._computed % LOOKS != 1:
+    def _look_at_extrapolation(self, call: Call, structure: Structure, domain: Domain | None, result: Result) -> None:
+        """Give the measure to LAMMPS where it wants it, and warn or stop; every rank comes to the same decision.
+
+        Raises:
+            ExtrapolationError: on all ranks together.
+        """
+        due, wanted = self._watch.due(), bool(call.measure)
+        if not (due or wanted):
             return
         # ghosts are those that the step has just had
-        measure = self.potential.extrapolation(structure, domain and replace(domain, renewed=False))
-        found = _halo(call).gather(np.stack([measure, _ids(call)], axis=1))
-        worst, atom = found[np.argmax(found[:, 0])]
-        if worst > self.potential.largest_measure:
-            self._warned_of_extrapolation = True
-            log.warning(
-                "%d atoms extrapolate: they are further from all sparse points of the model than its training set was "
-                "(%.1f times the usual distance, most of all atom %d): energies, forces and charges are not to be "
-                "trusted there", (found[:, 0] > self.potential.largest_measure).sum(), worst, atom,
-            )  # fmt: skip
+        measure = self.potential.extrapolation(structure, domain and replace(domain, renewed=False), result)
+        if wanted:
+            _array(call.measure, call.n_local)[_array(call.rows, call.n_atoms)] = measure
+        if due:
+            found = _halo(call).gather(np.stack([measure, _ids(call)], axis=1))
+            self._watch.look(found[:, 0], found[:, 1].astype(np.int64), "ids with their measures")
 
     def reach(self, call: Call) -> float:
         """How far LAMMPS' ghosts have to reach, Angstrom; one rank needs none."""
@@ -320,7 +322,7 @@ def _open(call: Call) -> None:
 
 
 def _knobs(call: Call) -> dict[str, Any]:
-    """Arguments of `Potential` that the script gives."""
+    """Arguments of `PairStyle` that the script gives."""
     given: dict[str, Any] = {}
     if not math.isnan(call.accuracy):
         given["accuracy"] = call.accuracy / call.energy_unit
@@ -332,6 +334,8 @@ def _knobs(call: Call) -> dict[str, Any]:
         given["charges"] = os.fsdecode(call.charges)
     if call.by_molecule:
         given["fragments"] = "connectivity"  # until the first step, when the ids are known
+    if call.action:
+        given["extrapolation"] = os.fsdecode(call.action)
     return given
 
 
@@ -358,6 +362,7 @@ def _guarded(action: Callable[[Call], None]) -> Callable[[Any], int]:
             failed = 0
         except KqeqError as error:
             call.message = _text(str(error))
+            call.all_failed = isinstance(error, ExtrapolationError)
         except BaseException as error:
             traceback.print_exc()
             sys.stderr.flush()

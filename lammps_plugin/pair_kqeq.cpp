@@ -92,6 +92,7 @@ class PairKqeq : public Pair {
   void count_atoms();
   void unwrap(int i, double *out) const;
   void make_room_for_born_charges();
+  void make_room_for_measure();
   void tally();
   void offer_communication();
   bool fails(int (*function)(KqeqCall *));
@@ -114,7 +115,7 @@ class PairKqeq : public Pair {
 
   KqeqCall call{};
   std::set<std::string> given;    // keywords
-  std::string charges;
+  std::string charges, action;
   FieldPart field[3];
   std::vector<bool> in_model;    // by type
   std::vector<int> rows, type;
@@ -126,6 +127,8 @@ class PairKqeq : public Pair {
   bool warned_of_bonds = false, warned_of_number = false;
   double **born = nullptr;
   int born_rows = 0, born_flag = 0;    // the flag is raised by fix pair when it wants them
+  double *measure = nullptr;
+  int measure_rows = 0, measure_flag = 0;
 };
 
 PairKqeq::PairKqeq(LAMMPS *lmp) : Pair(lmp)
@@ -148,6 +151,7 @@ PairKqeq::~PairKqeq()
   // a host Python that is already shutting down has no table left to clear
   if (Python::table.close && Python::alive()) Python::table.close(&call);
   memory->destroy(born);
+  memory->destroy(measure);
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
@@ -176,6 +180,11 @@ std::vector<Keyword> PairKqeq::keywords()
       {"accuracy", "A", 1, [this](char **arg) { call.accuracy = number(arg[0]); }},
       {"tolerance", "T", 1, [this](char **arg) { call.tolerance = number(arg[0]); }},
       {"threads", "N", 1, [this](char **arg) { call.threads = number(arg[0]); }},
+      {"extrapolation", "warn|stop|off", 1,
+       [this](char **arg) {
+         action = arg[0];
+         call.action = action.c_str();
+       }},
   };
 }
 
@@ -189,6 +198,8 @@ void PairKqeq::forget_settings()
 {
   given.clear();
   call.charges = nullptr;
+  action = "warn";
+  call.action = action.c_str();
   call.by_molecule = 0;
   call.charge = 0.0;
   std::fill(field, field + 3, FieldPart{"", 0.0, -1});
@@ -356,7 +367,13 @@ void PairKqeq::compute(int eflag, int vflag)
   call.want_virial = vflag_global != 0;
   if (born_flag) make_room_for_born_charges();
   call.born = born_flag ? born[0] : nullptr;    // of a rank without atoms too: all ranks solve for them together
-  if (fails(Python::table.compute)) refuse_alone(call.message);
+  if (measure_flag) make_room_for_measure();
+  call.measure = measure_flag ? measure : nullptr;
+  call.all_failed = 0;
+  if (fails(Python::table.compute)) {
+    if (call.all_failed) refuse(call.message);
+    refuse_alone(call.message);
+  }
   tally();
   if (call.has_charges) call.forward(this, atom->q, 1);
   call.starts_run = call.other_atoms = 0;
@@ -486,6 +503,16 @@ void PairKqeq::make_room_for_born_charges()
   if (atom->nlocal) std::fill(born[0], born[0] + 9 * atom->nlocal, 0.0);    // of types that the model leaves out
 }
 
+void PairKqeq::make_room_for_measure()
+{
+  if (atom->nmax > measure_rows) {
+    measure_rows = atom->nmax;
+    memory->destroy(measure);
+    memory->create(measure, measure_rows, "pair:measure");
+  }
+  std::fill(measure, measure + atom->nlocal, 0.0);    // of types that the model leaves out
+}
+
 // LAMMPS adds up the ranks, and each of them has the result of all
 void PairKqeq::tally()
 {
@@ -523,14 +550,20 @@ void PairKqeq::open()
 void *PairKqeq::extract(const char *name, int &dimension)
 {
   dimension = 0;
-  return strcmp(name, "born_charges_flag") == 0 ? &born_flag : nullptr;
+  if (strcmp(name, "born_charges_flag") == 0) return &born_flag;
+  return strcmp(name, "extrapolation_flag") == 0 ? &measure_flag : nullptr;
 }
 
 void *PairKqeq::extract_peratom(const char *name, int &columns)
 {
+  // null: they were not computed in this step
+  if (strcmp(name, "extrapolation") == 0) {
+    columns = 0;
+    return call.measure;
+  }
   if (strcmp(name, "born_charges") != 0) return nullptr;
   columns = 9;
-  return call.born ? born : nullptr;    // null: they were not computed in this step
+  return call.born ? born : nullptr;
 }
 
 // ---- communication: values of owners to their ghosts, what ghosts have gathered to their owners, sums of all ranks ----

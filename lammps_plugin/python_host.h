@@ -15,6 +15,7 @@ struct KqeqCall {
   const char *model;              // path of the model file
   const char *const *elements;    // element of each LAMMPS type, n_types strings; NULL: not of the model
   const char *charges;            // how charge flows; null: as the model was trained
+  const char *action;             // about atoms that extrapolate: warn, stop or off
   double charge, field[3];        // e, V/Angstrom
   double accuracy, tolerance;     // of the Coulomb sum, LAMMPS' force units; of the charges; NaN: the core's default
   double threads;                 // how many work at once; NaN: as the environment or the scheduler says
@@ -26,6 +27,7 @@ struct KqeqCall {
   const int64_t *molecule;        // molecule ids of the model's atoms, where fragments are these
   double *f, *q, *eatom;          // LAMMPS' arrays of n_local atoms; eatom is null when not wanted
   double *born;                   // (n_local, 9), e; null when not wanted
+  double *measure;                // of extrapolation, n_local; null when not wanted
   int n_types, n_atoms, n_all, n_local, n_lammps, periodic[3];
   int rank, ranks;     // of MPI
   int renewed;         // whether ranks have other atoms than in the step before
@@ -34,6 +36,7 @@ struct KqeqCall {
   int other_atoms;     // all ranks together don't have the atoms of the step before
   int want_virial;
   int has_charges;     // set by open: 0 for a model that is nothing but a short-range potential
+  int all_failed;      // set by compute with its failure: that of all ranks together
   double cutoff;       // set by reach, Angstrom
   double reach;        // within which all neighbours of an atom are known, Angstrom
   double parts[7];     // energies of short range, charges and field; dipole x y z, e Angstrom; solver iterations

@@ -97,6 +97,25 @@ def test_groups_threads_and_order(threads: int, helpers: Any) -> None:
     np.testing.assert_allclose(measure(model, shuffled, threads), single[order], rtol=1e-7, atol=0)
 
 
+def test_calibrated_models_share_with_neighbours(helpers: Any) -> None:
+    """sqrt(sum_j exp(-r_ij^2 / a^2) d_j^2) sqrt(1 + F_i^2 / F_0^2) atom by atom, images among the neighbours."""
+    record = {"threshold": 2.0, "charges": {}, "charge_per_atom": [-1.0, 1.0]}
+    model = load_model(NACL)
+    calibrated = replace(model, training={"extrapolation": record})
+    structure = helpers.rock_salt(1, rattle=0.3)
+    alone, potential = measure(model, structure), Potential(calibrated)
+    pairs = find_pairs(structure, model.cutoff)
+    wanted = alone**2
+    for i, j, vector in zip(pairs.centre, pairs.neighbour, pairs.vectors, strict=True):
+        wanted[i] += np.exp(-(vector @ vector) / 2.0**2) * alone[j] ** 2
+    np.testing.assert_allclose(potential.extrapolation(structure), np.sqrt(wanted), rtol=1e-9)  # other order of sums
+    result = potential.compute(structure)
+    assert result.forces is not None
+    steep = np.sqrt(wanted * (1.0 + (result.forces**2).sum(axis=1) / 4.0**2))
+    np.testing.assert_allclose(potential.extrapolation(structure, result=result), steep, rtol=1e-9)
+    np.testing.assert_allclose(Potential(model).extrapolation(structure, result=result), alone, rtol=1e-9)
+
+
 # --- the scale
 
 

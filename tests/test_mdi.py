@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 from kqeq_md.ase import KQEq
+from kqeq_md.errors import KqeqError
 from kqeq_md.mdi import link as mdi_link
-from kqeq_md.mdi.engine import NODE, main
+from kqeq_md.mdi.engine import NODE, System, main
 from kqeq_md.mdi.link import check_connection
 from kqeq_md.model import Model, save_model
 from kqeq_md.models import NACL
@@ -638,3 +639,16 @@ def test_a_plugin_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(mdi_link.MdiError, match=r"no plugin without a C\+\+ compiler .*no-such-compiler"):
         mdi_plugin.plugin_folder()
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_atoms_that_extrapolate(action: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Chlorine at 2 Angstrom, for the model of the salt."""
+    chlorine = ase.Atoms("Cl2", [[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    system = System(Potential(NACL), start=chlorine, extrapolation=action)
+    if action == "stop":
+        with pytest.raises(KqeqError, match="2 atoms extrapolate"):
+            system.result  # noqa: B018  (a property that computes)
+    else:
+        assert np.isfinite(system.result.energy)
+        assert "2 atoms extrapolate" in caplog.text

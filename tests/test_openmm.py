@@ -591,3 +591,16 @@ def test_example(tmp_path: Path) -> None:
     assert dipoles[3] > dipoles[2] + 0.01  # e A: what the charges do
     # velocities are known at half steps: half a step of the field's work on eight ions at 300 K, 0.01 kJ/mol each
     assert energies[3] - energies[2] == pytest.approx(-0.05 * (dipoles[2] + dipoles[3]) / 2 / KJ_PER_MOL, abs=0.06)
+
+
+def test_atoms_that_extrapolate_end_the_run() -> None:
+    """Chlorine at 2 Angstrom, for the model of the salt; what does so goes with the system."""
+    structure = Structure([17, 17], [[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    system, topology = build(structure)
+    add_to(system, topology, str(NACL), extrapolation="stop")
+    for each in (system, copy.deepcopy(system)):
+        with pytest.raises(openmm.OpenMMException, match="2 atoms extrapolate"):
+            energy_of(start(each, structure))
+    system, topology = build(structure)
+    add_to(system, topology, str(NACL), extrapolation="off")
+    assert np.isfinite(energy_of(start(system, structure)))

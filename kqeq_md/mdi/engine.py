@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.errors import KqeqError
+from kqeq_md.limits import Watch
 from kqeq_md.mdi.link import DriverGone, Link, MdiError, check_connection, connect
 from kqeq_md.options import Axes, Parser, add_system_options, fragments_of, read_template, template_in
 from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
@@ -56,6 +57,7 @@ class System:
         charge: e.
         field: V/Angstrom.
         start: where the driver need not send everything.
+        extrapolation: what is done about atoms that extrapolate, "warn", "stop" or "off".
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class System:
         charge: float = 0.0,
         field: Sequence[float] = NO_FIELD,
         start: Atoms | None = None,
+        extrapolation: str = "warn",
     ) -> None:
         self.potential, self.charge, self.field = potential, charge, field
+        self._watch = Watch(extrapolation, potential.largest_measure)
         self.pbc = pbc
         self.n_atoms = 0
         self.numbers: NDArray[np.int64] | None = None
@@ -133,10 +137,14 @@ class System:
         """Of this structure; it is computed once, however much of it the driver asks for.
 
         Raises:
-            KqeqError: the structure is refused.
+            KqeqError: the structure is refused, or atoms extrapolate and that is to stop the run.
         """
         if self._result is None:
-            self._result = self.potential.compute(self.structure)
+            structure = self.structure
+            result = self.potential.compute(structure)
+            if self._watch.due(structure.positions):
+                self._watch.look(self.potential.extrapolation(structure, result=result))
+            self._result = result
         return self._result
 
     @property
@@ -267,7 +275,7 @@ def prepare(arguments: argparse.Namespace) -> System:
     if atoms is not None:
         # a twin, so that the first step starts from nothing, as in any other engine
         potential.twin().compute(structure_from_atoms(atoms, charge, field))
-    return System(potential, arguments.pbc, charge, field, atoms)
+    return System(potential, arguments.pbc, charge, field, atoms, arguments.extrapolation or "warn")
 
 
 def serve(system: System, link: Link) -> None:

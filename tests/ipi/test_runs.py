@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 from ipi_support import CHARGE, ENERGY, POSITIONS, free_port, numbers_in, wait_for_steps, write_input
 
+from kqeq_md.model import load_model, save_model
+from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
 from kqeq_md.units import BOHR, HARTREE
@@ -80,3 +84,34 @@ def test_ipi_goes_on_with_another_driver(
     assert third.returncode == 0
     assert ipi.returncode == 0
     assert len(numbers_in(tmp_path / "run.out")) == 201
+
+
+def test_atoms_that_extrapolate_end_the_driver_or_are_told(
+    template: Path, tmp_path: Path, address: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """With a threshold that all atoms are beyond: `stop` leaves with an error, and i-PI finishes with a driver that
+    warns once and gives the measure of each atom as extras."""
+    record = {"threshold": 1e-3, "charges": {}, "charge_per_atom": [0.0, 0.0]}
+    model = tmp_path / "narrow.kqeq"
+    save_model(replace(load_model(NACL), training={"extrapolation": record}), model)
+    write_input(tmp_path, "unix", address, 0, steps=5)
+    text = (tmp_path / "input.xml").read_text()
+    measured = "<trajectory filename='measure' extra_type='extrapolation' stride='1'> extras </trajectory>"
+    (tmp_path / "input.xml").write_text(text.replace("  </output>", f"    {measured}\n  </output>"))
+    ipi = start("i-pi", "input.xml")
+    common = ["-m", str(model), "-t", str(template), "-u", "-a", address]
+    stopped = start("kqeq-ipi", *common, "--extrapolation", "stop")
+    error = stopped.communicate(timeout=60)[1]
+    assert re.fullmatch(r"kqeq-ipi: error: 8 atoms extrapolate, .* threshold of 0\.00: \d \(\d.*\n", error)
+    assert stopped.returncode == 2
+
+    warned = start("kqeq-ipi", *common, "--extras", "charges,dipole,extrapolation")
+    error = warned.communicate(timeout=60)[1]
+    ipi.communicate(timeout=20)
+    assert (warned.returncode, ipi.returncode) == (0, 0)
+    assert error.count("8 atoms extrapolate") == error.count("\n") == 1
+    structure, potential = Structure([11] * 4 + [17] * 4, POSITIONS), Potential(model)
+    wanted = potential.extrapolation(structure, result=potential.compute(structure))
+    got = numbers_in(tmp_path / "run.measure_0")
+    assert got.shape == (6, 8)
+    np.testing.assert_allclose(got[0], wanted, rtol=1e-6)  # of positions that went through atomic units, under roots

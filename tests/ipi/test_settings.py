@@ -28,6 +28,7 @@ HERE = "`<parameters>`"
         ("part", "all", "part", "all"),
         ("part", "short", "part", "short"),
         ("part", "charge", "part", "charge"),
+        ("extrapolation", "stop", "extrapolation", "stop"),
         ("extras", "none", "extras", ()),
         ("extras", "dipole", "extras", ("dipole",)),
         ("extras", "bec charges", "extras", ("charges", "bec")),  # i-PI splits its parameters at commas
@@ -64,9 +65,9 @@ def test_every_setting_has_a_word() -> None:
         ("charges", "Qeq", "must be one of qeq, fragments, split, got 'Qeq'"),
         ("fragments", " ", "must not be empty, got ''"),
         ("part", "long", "must be one of all, short, charge, got 'long'"),
-        ("extras", "", "must be `none` or of dipole, charges, bec, got ''"),
-        ("extras", "none dipole", "must be `none` or of dipole, charges, bec, got 'none dipole'"),
-        ("extras", "raw", "must be `none` or of dipole, charges, bec, got 'raw'"),
+        ("extras", "", "must be `none` or of dipole, charges, bec, extrapolation, got ''"),
+        ("extras", "none dipole", "must be `none` or of dipole, charges, bec, extrapolation, got 'none dipole'"),
+        ("extras", "raw", "must be `none` or of dipole, charges, bec, extrapolation, got 'raw'"),
         ("pbc", "maybe", "must be true or false, got 'maybe'"),
         ("slab", "w", "must be x, y or z, the lattice vector along which the slab is open, got 'w'"),
     ],
@@ -78,7 +79,7 @@ def test_every_rule_is_named(name: str, value: Any, rule: str) -> None:
 
 
 def test_unknown_words_are_refused() -> None:
-    known = "charge, efield, charges, fragments, fragment_charges, part, extras, pbc, slab"
+    known = "charge, efield, charges, fragments, fragment_charges, part, extras, extrapolation, pbc, slab"
     with pytest.raises(KqeqError, match=f"{HERE} must be of {known}, got `colour`"):
         read_settings({"colour": "red"}, HERE)
 
@@ -104,6 +105,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "fragments": ("connectivity", "mol_id"),
     "part": ("all", "short"),
     "extras": ((), ("dipole", "charges")),
+    "extrapolation": ("warn", "stop"),
     "pbc": (PERIODIC, OPEN),
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kqeq_md.model import load_model
+from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
 from kqeq_md.response import response
 from kqeq_md.structure import Structure
@@ -95,6 +97,26 @@ run 5"""
         asymmetry = np.abs(born - born.transpose(0, 2, 1)).max()
         assert asymmetry > 1e-3  # so that the order of the columns is tested
     np.testing.assert_array_equal(frames[3][:, 4:], frames[0][:, 4:])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_extrapolation_per_atom(here: Any, ranks: int) -> None:
+    """As the core has it of a calibrated model, whose measure asks for neighbours on other ranks."""
+    record = {"threshold": 2.0, "charges": {"Na": [0.2, 0.3]}, "charge_per_atom": [0.0, 0.0]}
+    salt = here.save(replace(load_model(NACL), training={"extrapolation": record}), "calibrated.kqeq")
+    solid = salt.solid()
+    salt.data(solid)
+    commands = """
+fix e all pair 1 kqeq extrapolation 1
+dump 1 all custom 1 e.dump id f_e
+dump_modify 1 sort id format float %.17g
+run 0"""
+    salt.run(salt.script(commands, pair_style="pair_style kqeq tolerance 1e-12 extrapolation off"), ranks=ranks)
+    got = np.loadtxt(salt.folder / "e.dump", skiprows=9, max_rows=64)[:, 1]
+    potential = Potential(salt.model, tolerance=1e-12)
+    wanted = potential.extrapolation(solid, result=potential.compute(solid))
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)  # sums in another order, under roots
+    assert np.ptp(got) > 0.1
 
 
 def test_dipoles_follow_the_image_flags(ions: Any) -> None:

@@ -181,7 +181,32 @@ def test_atoms_that_extrapolate_are_warned_of_once(tmp_path: Path, here: Any, ra
     salt.data(Structure([11] * 27, sites))
     screen = salt.run(salt.script("fix 1 all nve\nrun 101\nrun 1", boundary="boundary f f f"), ranks=ranks)
     (warning,) = [line for line in screen.splitlines() if "extrapolate" in line]
-    assert re.search(r"WARNING: pair_style kqeq: \d+ atoms extrapolate: .* most of all atom \d+\)", warning)
+    named = r"threshold of 1\.75: 14 \(\d\.\d\d\), .*\(ids with their measures\)"  # 14 is in the middle
+    assert re.search(r"WARNING: pair_style kqeq: \d+ atoms extrapolate, .*" + named, warning)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_atoms_that_extrapolate_end_the_run_or_are_let_be(here: Any, ranks: int) -> None:
+    """`extrapolation stop` ends LAMMPS by its own error on all ranks together; `off` says nothing."""
+    salt = replace(here, model=NACL)
+    salt.data(Structure([11] * 27, 3.6 * np.array(list(np.ndindex(3, 3, 3)))))
+    stop, off = (
+        salt.script("run 1", boundary="boundary f f f", pair_style=f"pair_style kqeq extrapolation {action}")
+        for action in ("stop", "off")
+    )
+    end = salt.lammps(stop, ranks=ranks)
+    assert end.returncode != 0
+    (line,) = {line for line in end.stdout.splitlines() if "ERROR" in line}
+    assert re.search(r"ERROR: pair_style kqeq: \d+ atoms extrapolate, .*: 14 \(\d\.\d\d\), ", line)
+    assert "extrapolate" not in salt.run(off, ranks=ranks)
+
+
+def test_other_actions_are_refused(here: Any) -> None:
+    here.data(here.solid())
+    here.refused(
+        here.script("run 0", pair_style="pair_style kqeq extrapolation raise"),
+        r"`extrapolation` must be warn, stop, off, got 'raise'",
+    )
 
 
 def test_special_bonds_are_said_to_have_no_effect(wet: Any, helpers: Any) -> None:
