@@ -13,8 +13,7 @@ from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import Progress
-from kqeq_md.train.molecules import prepared
+from kqeq_md.train.molecules import for_each
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 
@@ -28,7 +27,7 @@ FEWEST = 20
 """Atoms in a bin: medians of fewer mean little."""
 
 
-def calibrate(model: Model, held_out: Sequence[Frame], training: Sequence[Frame], progress: Progress) -> dict[str, Any]:
+def calibrate(model: Model, held_out: Sequence[Frame], training: Sequence[Frame]) -> dict[str, Any]:
     """The threshold of the measure of extrapolation, and the force error that a measure goes with, as JSON.
 
         threshold = MARGIN max_i measure_i    (1 - 1e-3 quantile where there are thousands of atoms)
@@ -43,7 +42,6 @@ def calibrate(model: Model, held_out: Sequence[Frame], training: Sequence[Frame]
         model: fitted without the held-out frames.
         held_out: with forces.
         training: those that the model was fitted to.
-        progress: shown over the frames.
 
     Raises:
         ConfigError: no held-out frame has forces, or the model has no charges.
@@ -54,15 +52,11 @@ def calibrate(model: Model, held_out: Sequence[Frame], training: Sequence[Frame]
         raise ConfigError(f"`held_out` must hold frames with forces, got {len(held_out)} without any")
     if not model.has_charges:
         raise ConfigError("`model` must have charges to be calibrated, got one without")
-    ranges = _ranges(model, [*training, *held_out], progress)
+    ranges = _ranges(model, [*training, *held_out])
     # what is compared with the ranges themselves must not set the threshold
     trial = {"threshold": 1.0, "charges": {}, "charge_per_atom": [-np.inf, np.inf]}
-    potential = Potential(replace(model, training={**model.training, "extrapolation": trial}))
-    measures, errors = [], []
-    for frame in progress(labelled, "calibrating"):
-        measure, error = _measured(potential, frame)
-        measures.append(measure)
-        errors.append(error)
+    potential = Potential(replace(model, training={**model.training, "extrapolation": trial}), threads=1)
+    measures, errors = zip(*for_each(potential, labelled, _measured), strict=True)
     measure, error = np.concatenate(measures), np.concatenate(errors)
     return {
         "threshold": MARGIN * float(np.quantile(measure, 0.999)),
@@ -93,7 +87,6 @@ def expected_errors(measure: Floats, error: Floats) -> dict[str, list[float]]:
 def _measured(potential: Potential, frame: Frame) -> tuple[Floats, Floats]:
     """Measure and force error of each atom, shapes (n,)."""
     try:
-        prepared(potential, frame)
         result = potential.compute(frame.structure, want=("forces",))
         measure = potential.extrapolation(frame.structure, result=result)
     except KqeqError as error:
@@ -103,19 +96,20 @@ def _measured(potential: Potential, frame: Frame) -> tuple[Floats, Floats]:
     return measure, np.linalg.norm(result.forces - frame.forces, axis=1)
 
 
-def _ranges(model: Model, frames: Sequence[Frame], progress: Progress) -> dict[str, Any]:
+def _ranges(model: Model, frames: Sequence[Frame]) -> dict[str, Any]:
     """`charges` that the model gives each element in these frames, and `charge_per_atom` of the frames."""
-    potential = Potential(model)
-    found: dict[str, list[float]] = {}
     totals = [frame.structure.charge / len(frame.structure) for frame in frames]
-    for frame in progress(frames, "ranges of charges"):
-        try:
-            charges = prepared(potential, frame).compute(frame.structure, want=()).charges
-        except KqeqError as error:
-            raise KqeqError(f"{frame.place}: {error}") from None
-        species = potential.species_index(frame.structure.numbers)
-        for index in np.unique(species):
-            mine = charges[species == index]
-            low, high = found.get(model.species[index], (np.inf, -np.inf))
-            found[model.species[index]] = [min(low, float(mine.min())), max(high, float(mine.max()))]
+    charges = np.concatenate(for_each(Potential(model, threads=1), frames, _charges))
+    numbers = np.concatenate([frame.structure.numbers for frame in frames])
+    found = {}
+    for symbol, number in zip(model.species, model.numbers, strict=True):
+        own = charges[numbers == number]
+        found[symbol] = [float(own.min()), float(own.max())]
     return {"charges": found, "charge_per_atom": [min(totals), max(totals)]}
+
+
+def _charges(potential: Potential, frame: Frame) -> Floats:
+    try:
+        return potential.compute(frame.structure, want=()).charges
+    except KqeqError as error:
+        raise KqeqError(f"{frame.place}: {error}") from None

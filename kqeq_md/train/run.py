@@ -18,6 +18,7 @@ from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.reference import make_reference
+from kqeq_md.train.calibration import calibrate
 from kqeq_md.train.checkpoint import Checkpoint, fingerprint
 from kqeq_md.train.composition import atom_energies
 from kqeq_md.train.config import Config
@@ -83,9 +84,11 @@ def train(
     predictions = {name: predict(compressed.model, frames, progress) for name, frames in sets.items()}
     errors = {name: error_table(frames, predictions[name]) for name, frames in sets.items()}
     alone = without_charges(fitted.short_range_only)
+    calibration = _calibration(fitted, sets["train"])
     record = {
         **origin,
         **_of_fit(fitted),
+        **({} if calibration is None else {"extrapolation": calibration}),
         "errors": errors,
         "errors_short_range_only": {
             name: error_table(frames, predict(alone, frames, progress)) for name, frames in sets.items()
@@ -104,6 +107,7 @@ def train(
         others={ALONE: alone, **({WITHOUT_FIELD: model} if _in_field(sets) else {})},
         blind_to_field=[WITHOUT_FIELD],
         findings=[finding.message for finding in findings],
+        calibration=calibration,
         history=fitted.history,
         learning_curve=_learning_curve(sets, config, progress, fitted.model) if with_learning_curve else None,
     )
@@ -135,6 +139,15 @@ def _of_fit(fitted: Fitted) -> dict[str, Any]:
         "physical": fitted.physical,
         "level_determined": fitted.level_determined,
     }
+
+
+def _calibration(fitted: Fitted, frames: Sequence[Frame]) -> dict[str, Any] | None:
+    """The limits of the model; None without forces that were held out."""
+    held_out = [frame for frame in frames if frame.place in fitted.held_out]
+    if fitted.without_held_out is None or all(frame.forces is None for frame in held_out):
+        return None
+    rest = [frame for frame in frames if frame.place not in fitted.held_out]
+    return calibrate(fitted.without_held_out, held_out, rest)
 
 
 def _learning_curve(
