@@ -215,11 +215,17 @@ class _Fit:
         short = ShortFit(self.unknowns, self.config.fit, self.descriptor, self.batches, self.progress)
         prior = self._prior(state.regularisation.factors)[self.unknowns.of(SHORT)]
         model, alone = short.models(charged, prior, WIDE if level else 0.0)
-        without = self.unknowns.model(state.without) if self.held_out and self.config.fit.rounds else None
+        without = self.unknowns.model(state.without) if self.held_out and self.rounds else None
         return Fitted(
             model, alone, without, self.held_out, level, state.history, state.regularisation,
             {p.name(model.species): p.value(model) for p in self.parameters},
         )  # fmt: skip
+
+    @property
+    def rounds(self) -> int:
+        """Of the joint fit: charges and dipoles alone need none, as stage 3 is exact."""
+        told = any(frame.energy is not None or frame.forces is not None for frame in self.frames)
+        return self.config.fit.rounds if told else 0
 
     def _basis(self) -> Basis:
         kept = self.checkpoint.recall("points")
@@ -268,7 +274,7 @@ class _Fit:
     def _rounds(self, x: Floats) -> _Rounds:
         """Stage 4."""
         state = _Rounds.begin(x, len(self.unknowns.columns)).recalled(self.checkpoint)
-        rounds = self.config.fit.rounds
+        rounds = self.rounds
         while len(state.history) < rounds:
             number = len(state.history) + 1
             around = self.joint.around(state.x, f"round {number} of {rounds}")
