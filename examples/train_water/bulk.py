@@ -1,7 +1,8 @@
 """Liquid water for the reference data: dynamics by a model that is trained on what is there so far.
 
 Clusters alone do not show a model the inside of a liquid. A model trained on them runs a periodic box; spheres of
-whole molecules out of it become the next frames, those where it went wrong included.
+whole molecules out of it, those where it went wrong included, become the next frames, with open boundaries: labels of
+periodic cells are not used (README.md says why).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from sampling import (
 from kqeq_md.ase import KQEq
 from kqeq_md.cli import main as kqeq
 
-N_EDGE, N_EDGE_BOX = 4, 3
-"""Molecules along an edge of the cell: 64 in all where spheres are taken out, 27 where the box itself is labelled."""
+N_EDGE = 4
+"""Molecules along an edge of the cell: 64 in all."""
 
 WRONG = 12.0
 """eV/Angstrom: no liquid has such forces (largest in clusters at 600 K: 8). Dynamics that meets them ends there."""
@@ -62,14 +63,14 @@ class Liquid:
         kelvin: temperature, K.
         density: g/cm^3.
         n_frames: how many moments, 0.3 ps apart.
-        sizes: molecules in a sphere, the smallest and the largest; None for the whole periodic box.
+        sizes: molecules in a sphere, the smallest and the largest.
         test: the frames go to the test set.
     """
 
     kelvin: float
     density: float
     n_frames: int
-    sizes: tuple[int, int] | None
+    sizes: tuple[int, int]
     test: bool = False
 
 
@@ -121,18 +122,15 @@ def moments(
 
 
 def liquid_frames(job: Liquid, index: int, model: Path, seed: int) -> list[Frame | str]:
-    """Labelled spheres of a liquid, or boxes, one for each moment; about the largest force where it goes wrong."""
+    """Labelled spheres of a liquid, one for each moment; about the largest force where dynamics goes wrong."""
     rng = np.random.default_rng([seed, index])
-    x, edge = lattice_box(N_EDGE if job.sizes else N_EDGE_BOX, job.density, rng)
+    x, edge = lattice_box(N_EDGE, job.density, rng)
     numbers = numbers_of(WATER, len(x) // 3)
     atoms = Atoms(numbers=numbers, positions=x, cell=[edge] * 3, pbc=True)
     forces = model_forces(atoms, KQEq(model, threads=1))
     out: list[Frame | str] = []
     for k, (now, f) in enumerate(moments(forces, numbers, x, job.kelvin, job.n_frames, rng)):
         wrong = np.abs(f).max() > WRONG
-        if job.sizes is None:
-            out.append(label(f"box_{index}_{k}", job.test, numbers, now, 0, NO_FIELD, edge=edge))
-            continue
         centre = now[np.argmax(np.abs(f).max(axis=1))] if wrong else rng.uniform(0.0, edge, size=3)
         n = int(rng.integers(job.sizes[0], job.sizes[1] + 1))
         sphere = nearest_molecules(now, edge, centre, n)

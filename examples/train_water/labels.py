@@ -24,11 +24,7 @@ NO_FIELD = np.zeros(3)
 
 @dataclass(frozen=True)
 class Frame:
-    """A labelled configuration; units as in the files: eV, Angstrom, e, V/Angstrom, e^2 Angstrom^2/eV.
-
-    Periodic frames (`edge` of the cubic cell, Angstrom) have no dipole, and their energy is not to be used: GFN2-xTB
-    has none in the bulk that could stand beside those of clusters (README.md).
-    """
+    """A labelled configuration; units as in the files: eV, Angstrom, e, V/Angstrom, e^2 Angstrom^2/eV."""
 
     name: str
     test: bool
@@ -41,19 +37,11 @@ class Frame:
     charges: Floats
     dipole: Floats
     polarizability: Floats | None = None
-    edge: float | None = None
 
 
-def gfn2(
-    numbers: Ints, x: Floats, charge: int, field: Floats, accuracy: float = 1.0, edge: float | None = None
-) -> Calculator:
-    """A GFN2-xTB calculator, silent, with the static field F (V/Angstrom) in the Hamiltonian: E = E0 - mu.F.
-
-    Args:
-        edge: of a periodic cubic cell, Angstrom; None for open boundaries. A field has no meaning there.
-    """
-    cell = {} if edge is None else {"lattice": np.eye(3) * edge / BOHR, "periodic": np.array([True] * 3)}
-    calculator = Calculator("GFN2-xTB", numbers, x / BOHR, charge=charge, **cell)
+def gfn2(numbers: Ints, x: Floats, charge: int, field: Floats, accuracy: float = 1.0) -> Calculator:
+    """A GFN2-xTB calculator, silent, with the static field F (V/Angstrom) in the Hamiltonian: E = E0 - mu.F."""
+    calculator = Calculator("GFN2-xTB", numbers, x / BOHR, charge=charge)
     calculator.set("verbosity", 0)
     calculator.set("accuracy", accuracy)
     if np.any(field):
@@ -102,26 +90,17 @@ def polarizability(numbers: Ints, x: Floats, charge: int) -> Floats:
 
 
 def label(
-    name: str,
-    test: bool,
-    numbers: Ints,
-    x: Floats,
-    charge: int,
-    field: Floats,
-    response: bool = False,
-    edge: float | None = None,
+    name: str, test: bool, numbers: Ints, x: Floats, charge: int, field: Floats, response: bool = False
 ) -> Frame | str:
     """The labelled frame, or why there is none. Positions and field are those that will be written (6 decimals).
 
     Args:
         response: with the polarizability.
-        edge: of a periodic cubic cell, Angstrom.
     """
     x = np.round(x - x.mean(axis=0), 6)
     field = np.round(field, 6)
-    edge = None if edge is None else round(edge, 6)
     try:
-        result = gfn2(numbers, x, charge, field, edge=edge).singlepoint()
+        result = gfn2(numbers, x, charge, field).singlepoint()
         alpha = polarizability(numbers, x, charge) if response else None
     except TBLiteRuntimeError:
         return "SCF not converged"
@@ -133,7 +112,7 @@ def label(
         return "sum rule broken"
     energy = float(result.get("energy") * HARTREE) - sum(free_atom(int(z)) for z in numbers)
     dipole = result.get("dipole") * BOHR
-    return Frame(name, test, numbers, x, charge, field, energy, forces, charges, dipole, alpha, edge)
+    return Frame(name, test, numbers, x, charge, field, energy, forces, charges, dipole, alpha)
 
 
 def decimals(row: Floats) -> str:
@@ -141,25 +120,16 @@ def decimals(row: Floats) -> str:
     return " ".join(f"{v:.6f}" for v in np.round(row, 6) + 0.0)
 
 
-def header(frame: Frame) -> str:
-    """The second line of a frame; periodic ones have neither energy nor dipole (see `Frame`)."""
-    words = ["Properties=species:S:1:pos:R:3:REF_forces:R:3:REF_charges:R:1", f"name={frame.name}"]
-    if frame.edge is None:
-        words.append(f"REF_energy={frame.energy:.8f}")
-    words += [f"total_charge={frame.charge}", f'electric_field="{decimals(frame.field)}"']
-    if frame.edge is None:
-        words.append(f'REF_dipole="{decimals(frame.dipole)}"')
-    if frame.polarizability is not None:
-        words.append(f'REF_polarizability="{decimals(frame.polarizability.ravel())}"')
-    if frame.edge is not None:
-        words.append(f'Lattice="{decimals(frame.edge * np.eye(3).ravel())}"')
-    return " ".join([*words, 'pbc="F F F"' if frame.edge is None else 'pbc="T T T"'])
-
-
 def write(path: Path, frames: list[Frame]) -> None:
     """Extended XYZ; everything with 6 decimals but energies (eV), which have 8."""
+    columns = "species:S:1:pos:R:3:REF_forces:R:3:REF_charges:R:1"
     with path.open("w") as file:
         for f in frames:
-            file.write(f"{len(f.numbers)}\n{header(f)}\n")
+            alpha = "" if f.polarizability is None else f'REF_polarizability="{decimals(f.polarizability.ravel())}" '
+            file.write(
+                f"{len(f.numbers)}\nProperties={columns} name={f.name} REF_energy={f.energy:.8f} "
+                f'total_charge={f.charge} electric_field="{decimals(f.field)}" '
+                f'REF_dipole="{decimals(f.dipole)}" {alpha}pbc="F F F"\n'
+            )
             for z, row in zip(f.numbers, np.column_stack([f.positions, f.forces, f.charges]), strict=True):
                 file.write(f"{'O' if z == 8 else 'H'} {decimals(row)}\n")

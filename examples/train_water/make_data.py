@@ -102,9 +102,7 @@ def distorted_frame(index: int) -> Frame | str:
     return label(f"molecule_{index}", test, sampling.numbers_of(WATER, 1), x, 0, NO_FIELD, response=test)
 
 
-def liquid_jobs(
-    first: int, count: int, n_frames: int, sizes: tuple[int, int] | None, test_every: int = 0
-) -> list[Liquid]:
+def liquid_jobs(first: int, count: int, n_frames: int, sizes: tuple[int, int], test_every: int = 0) -> list[Liquid]:
     """Boxes at 250-600 K and 0.85-1.2 g/cm^3; every so-manieth trajectory is for the test set."""
     return [
         Liquid(
@@ -145,14 +143,13 @@ def report(title: str, frames: list[Frame]) -> None:
         part = [f for f in frames if f.test == test]
         if not part:
             continue
-        per_atom = [f.energy / len(f.numbers) for f in part if f.edge is None]
+        per_atom = [f.energy / len(f.numbers) for f in part]
         forces = np.concatenate([f.forces for f in part])
         print(f"{title} {'test' if test else 'train'}: {len(part)} frames, {sum(len(f.numbers) for f in part)} atoms")
         print(f"  kinds   {dict(Counter(f.name.split('_')[0] for f in part))}")
         print(f"  charges {dict(sorted(Counter(f.charge for f in part).items()))}")
         print(f"  in a field {sum(bool(np.any(f.field)) for f in part)}")
-        if per_atom:
-            print(f"  energy/atom {min(per_atom):.3f} .. {max(per_atom):.3f} eV")
+        print(f"  energy/atom {min(per_atom):.3f} .. {max(per_atom):.3f} eV")
         print(f"  forces rms {np.sqrt((forces**2).mean()):.3f}, largest {np.abs(forces).max():.2f} eV/A")
 
 
@@ -191,8 +188,6 @@ def main() -> None:
         model = trained(learnt + bulk, Path(scratch), "liquid")
         second_jobs = liquid_jobs(6, 10, 5, (24, 48), 5)
         bulk += kept(ran(partial(liquid_frames, model=model, seed=SEED), second_jobs, 2000), "second liquid")
-        box_jobs = liquid_jobs(21, 6, 3, None, 5)
-        bulk += kept(ran(partial(liquid_frames, model=model, seed=SEED), box_jobs, 4000), "boxes")
         bulk += kept(ran(partial(droplet_frames, model=model, seed=SEED), droplet_jobs(), 3000), "droplets")
         write_sets(arguments.out, "bulk_", bulk)
 
