@@ -173,7 +173,7 @@ def jobs() -> list[Melt]:
             24 + (7 * k) % 13,
             test=k % 5 == 3,
         )
-        for k in range(10)
+        for k in range(9)
     ]
 
 
