@@ -24,6 +24,7 @@ seed = 3
 [data]
 train = "train.xyz"
 test = ["test.xyz"]
+check_units = false
 [descriptor]
 cutoff = 4.5
 n_max = 3
