@@ -186,7 +186,7 @@ def test_key_names_are_configurable(sets: Any, project: Path, model: Model) -> N
         (
             "{ Na = 6.0, Cl = 8.0 }\n[fit]",
             "-30.0\n[fit]\nphysical = []",
-            "frame 0: .* no positive definite Hamiltonian",
+            "frame 0: the hardness matrix is not positive",
         ),
         ("rounds = 1", 'physical = ["zeta"]', "`fit.physical` must be of hardness, gaussian_width, compliance, got"),
         ("rounds = 1", 'regularisation = "evidence"', '`fit.regularisation` must be "held_out" or "given", got'),
