@@ -102,7 +102,8 @@ def small_config(model: Model, **changes: Any) -> Config:
             name: {pair: float(getattr(model, name)[ij]) for pair, ij in pairs.items()}
             for name in ("compliance", "compliance_cutoff")
         }
-        charges = replace(charges, **tables)
+        fixed = dict(zip(model.species, model.reference_charge.tolist(), strict=True))
+        charges = replace(charges, **tables, reference_charges="learned" if model.learned_reference else fixed)
     return Config(
         data=Data(["train.xyz"]),
         descriptor=model.terms[0].soap,
