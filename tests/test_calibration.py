@@ -36,7 +36,7 @@ def frames() -> list[Frame]:
 @pytest.fixture(scope="module")
 def record(frames: list[Frame]) -> dict[str, Any]:
     """Of the shipped model, whose test frames are held out."""
-    return calibrate(load_model(NACL), frames[::3], frames[1::3], quiet)
+    return calibrate(load_model(NACL), frames[::3], frames[1::3])
 
 
 def flagged(model: Model, frames: list[Frame]) -> dict[float, list[bool]]:
@@ -94,13 +94,13 @@ def test_few_atoms_make_few_bins(n: int) -> None:
 def test_frames_without_forces_are_refused(frames: list[Frame]) -> None:
     bare = [replace(frame, forces=None) for frame in frames[:2]]
     with pytest.raises(ConfigError, match="`held_out` must hold frames with forces, got 2 without any"):
-        calibrate(load_model(NACL), bare, frames[:1], quiet)
+        calibrate(load_model(NACL), bare, frames[:1])
 
 
 def test_errors_name_the_frame(frames: list[Frame]) -> None:
     foreign = replace(frames[0], structure=Structure([1, 1], [[0, 0, 0], [0, 0, 0.8]]), forces=np.zeros((2, 3)))
     with pytest.raises(KqeqError, match=r"test\.xyz, frame 0: "):
-        calibrate(load_model(NACL), [foreign], frames[:1], quiet)
+        calibrate(load_model(NACL), [foreign], frames[:1])
 
 
 def test_ranges_begin_at_their_edges() -> None:
@@ -130,7 +130,7 @@ def test_a_model_of_neutral_frames_flags_charged_ones() -> None:
     neutral = [frame for frame in small if frame.structure.charge == 0.0][:80]
     held, used = neutral[::4], [frame for index, frame in enumerate(neutral) if index % 4]
     model = fit(used, config, quiet).model
-    model = replace(model, training={"extrapolation": calibrate(model, held, used, quiet)})
+    model = replace(model, training={"extrapolation": calibrate(model, held, used)})
     found = flagged(model, [frame for frame in small if frame.structure.charge][:20] + held)
     assert np.mean(found.pop(0.0)) <= 0.1
     for frames_of_a_charge in found.values():
@@ -157,7 +157,7 @@ def calibrated(frames: list[Frame], config: Config) -> Model:
     order = np.random.default_rng(0).permutation(len(frames))
     held, used = ([frames[i] for i in rows] for rows in np.split(order, [len(order) // 5]))
     model = fit(used, config, quiet).model
-    return replace(model, training={"extrapolation": calibrate(model, held, used, quiet)})
+    return replace(model, training={"extrapolation": calibrate(model, held, used)})
 
 
 @pytest.mark.slow

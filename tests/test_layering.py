@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_low_levels_stand_alone() -> None:
             ours = [x for x in imported(path) if within(x, "kqeq_md") and not within(x, "kqeq_md.elements")]
             assert [x for x in ours if not within(x, f"kqeq_md.{name}", *before)] == [], path.name
         before.append(f"kqeq_md.{name}")
+
+
+def test_training_has_no_circles() -> None:
+    """Modules of the fit in an order in which each imports only what stands before it; the report is one of them."""
+    folder, graph = PACKAGE / "train", dict[str, set[str]]()
+    for path in sorted(folder.rglob("*.py")):
+        own = path.relative_to(folder).parts[0].removesuffix(".py")
+        names = [name.split(".") for name in imported(path, top_level_only=True) if within(name, "kqeq_md.train")]
+        graph.setdefault(own, set()).update(parts[2] for parts in names if len(parts) > 2 and parts[2] != own)
+    order = list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+    assert {"linearised", "joint", "fit", "run"} <= set(order)
+    fitting = {"normal_equations", "charge_response", "physical", "linearised", "rows", "joint", "fit", "checkpoint"}
+    assert all(not graph[name] & {"run", "report"} for name in fitting)
 
 
 def constants(path: Path) -> Iterator[float]:

@@ -67,7 +67,7 @@ class Checkpoint:
 def _read(path: Path, mark: str) -> dict[str, Arrays]:
     stages: dict[str, Arrays] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # numpy leaves damaged files open
             if str(file["fingerprint"]) != mark:
                 log.warning("%s is of another configuration, other data or another version: beginning anew", path)
                 return {}

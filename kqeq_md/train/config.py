@@ -97,7 +97,8 @@ class Fit:
     Attributes:
         targets: labels that charges are fitted to: "charges", "dipole", or both.
         sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
-        sigma_reference: e, how near learned reference charges stay to the charge labels.
+        sigma_reference: e, how near learned reference charges stay to the charge labels, and their sum to the total
+            charge.
         sigma_virial: eV per atom, of the virial of frames with a stress.
         sigma_polarizability: e^2 Angstrom^2/eV per atom; polarizabilities tell physical parameters alone.
         prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.

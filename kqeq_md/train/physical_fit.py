@@ -107,9 +107,17 @@ class PhysicalFit:
         def count(*_: object) -> None:
             next(steps, None)
 
+        start = np.zeros(len(bounds))
+        # its first step is the gradient itself, which without a scale ends in a corner of the bounds
+        scale = LARGEST_STEP / max(float(np.linalg.norm(self.value(start)[1])), 1.0)
+
+        def scaled(x: Floats) -> tuple[float, Floats]:
+            value, gradient = self.value(x)
+            return scale * value, scale * gradient
+
         found = minimize(
-            self.value, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds, callback=count,
-            options={"maxiter": ITERATIONS, "ftol": 1e-4},
+            scaled, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=count,
+            options={"maxiter": ITERATIONS, "ftol": 1e-6},
         )  # fmt: skip
         x: Floats = found.x
         return x

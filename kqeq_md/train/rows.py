@@ -72,11 +72,10 @@ class FrameRows:
 
         Of dy/dx, shape (n, columns), and the present y, e, shape (n,).
         """
-        sigma = self._sigma(self.fit.sigma_charges)
+        sigma = self._sigma(self.fit.sigma_reference)
         missing = self.frame.structure.charge - reference.sum()
         out: list[Block] = [("reference sum", rows.sum(axis=0)[None] / sigma, np.array([missing]) / sigma)]
         if self.frame.charges is not None:
-            sigma = self._sigma(self.fit.sigma_reference)
             out.append(("reference charges", rows / sigma, (self.frame.charges - reference) / sigma))
         return out
 
