@@ -2,9 +2,9 @@
 
     error = exp(mean_k ln sqrt(1 + mean_i ((prediction_ki - label_ki) / sigma_k)^2))
 
-over the quantities k that the fit has targets for. A tenth less counts alike in energies, forces and charges: the mean of
-squares would be that of energies alone, which new compositions shift by many sigma. Below the sigma that the
-configuration asks for an error counts little. Weights of groups count as in the fit. Test frames have no part in it.
+over the quantities k that the fit has targets for. A tenth less counts alike in energies, forces and charges: a mean of
+squares would be that of energies alone, which new compositions shift by many sigma. Errors below the sigma that the
+configuration asks for count little. Weights of groups count as in the fit. Test frames have no part in it.
 """
 
 from __future__ import annotations
