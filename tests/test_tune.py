@@ -24,10 +24,10 @@ from kqeq_md.train.fit import blank_model
 from kqeq_md.train.report import Prediction
 from kqeq_md.train.tune import Tuned, tune
 from kqeq_md.train.tune_folds import FOLDS, choose_frames, folds_of, rest_of
-from kqeq_md.train.tune_grid import grid_of, start_of, with_values
+from kqeq_md.train.tune_grid import grid_of, spread_points, start_of, with_values
 from kqeq_md.train.tune_record import Trial, Trials
 from kqeq_md.train.tune_text import rewritten
-from kqeq_md.train.tune_trial import Level, Problem, score, with_physical_of
+from kqeq_md.train.tune_trial import Level, Problem, score, with_physical_of, without_levels
 from kqeq_md.train.tune_walk import Walk
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_nacl" / "train.xyz"
@@ -46,6 +46,8 @@ sparse_points = 12
 
 [fit]
 physical = []
+rounds = 0
+held_out = 0.0
 
 [tune]
 radial_scale = [2.0]
@@ -66,6 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "few.xyz", small[:24], format="extxyz")
     (tmp_path / "c.toml").write_text(CONFIG)
     monkeypatch.setattr(tune_module, "LEVELS", (Level(18, 6), Level(24, 12)))
+    monkeypatch.setattr(tune_module, "SPREAD", 2)
     return tmp_path
 
 
@@ -221,6 +224,30 @@ def test_score_follows_its_formula() -> None:
     assert errors == {"energy_per_atom": pytest.approx(np.sqrt(square)), "charges": pytest.approx(0.02)}
     without, _ = score(held_out, replace(settings, targets=["dipole"]))
     assert without == pytest.approx(np.sqrt(1.0 + square / 0.005**2), rel=1e-12)
+
+
+def test_levels_of_compositions_do_not_count() -> None:
+    """Errors per atom of a level of each composition, and a rest with no mean in either of them."""
+    frames = [frame([11] * (1 + k % 2) + [17], k, energy=0.0) for k in range(8)]
+    levels = np.array([0.3, -0.2] * 4)
+    rest = 0.01 * np.array([1, 1, -1, -1, 2, 2, -2, -2])
+    predictions = [Prediction({"energy_per_atom": np.array([level + part]), "charges": np.ones(1)},
+                              {"energy_per_atom": np.zeros(1), "charges": np.zeros(1)})
+                   for level, part in zip(levels, rest, strict=True)]  # fmt: skip
+    found = without_levels(frames, predictions)
+    # rounding of a small linear system
+    np.testing.assert_allclose([p.error("energy_per_atom")[0] for p in found], rest, atol=1e-12)
+    assert all(p.error("charges") == 1.0 for p in found)
+    unlabelled = [Prediction({}, {})]
+    assert without_levels(frames[:1], unlabelled) == unlabelled
+
+
+def test_spread_points_take_every_value_alike() -> None:
+    points = spread_points({"a": (1.0, 2.0, 3.0, 4.0), "b": (5.0, 6.0)}, 8, seed=0)
+    assert sorted(p["a"] for p in points) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(p["b"] for p in points) == [5, 5, 5, 5, 6, 6, 6, 6]
+    assert points == spread_points({"a": (1.0, 2.0, 3.0, 4.0), "b": (5.0, 6.0)}, 8, seed=0)
+    assert points != spread_points({"a": (1.0, 2.0, 3.0, 4.0), "b": (5.0, 6.0)}, 8, seed=1)
 
 
 def test_physical_parameters_of_a_model_become_a_configuration() -> None:

@@ -1,8 +1,9 @@
 """`kqeq tune`: a search over hyperparameters by the error on training frames that trials hold out.
 
-From the configured values the search walks along one hyperparameter after the other (`tune_walk`), first with a small
-problem, where a trial takes seconds. Its best few, and the configured values, then meet on a larger one, where the walk
-goes on from the winner. The sequence of trials follows from the seed and their results; a clock only ends it.
+First comes a small problem, where a trial takes seconds: the configured values, a few points spread over the grid,
+since hyperparameters depend on each other, and from the best of them a walk along one hyperparameter after the other
+(`tune_walk`). The best few, and the configured values, then meet on a larger problem, where the walk goes on from the
+winner. The sequence of trials follows from the seed and their results; a clock only ends it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from kqeq_md.train.composition import atom_energies
 from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame, read_set
 from kqeq_md.train.findings import inspect_frames, warn_of
-from kqeq_md.train.tune_grid import Grid, Point, grid_of, start_of, with_values
+from kqeq_md.train.tune_grid import Grid, Point, grid_of, spread_points, start_of, with_values
 from kqeq_md.train.tune_record import Trial, Trials
 from kqeq_md.train.tune_trial import Level, Problem
 from kqeq_md.train.tune_walk import Walk
 
 LEVELS = (Level(120, 60), Level(300, 150))
 """Of the search: many cheap trials, then some that are nearer to the full fit."""
+
+SPREAD = 8
+"""Points spread over the grid."""
 
 ENTRANTS = 3
 """How many of the small problem, besides the configured values, meet on the larger one."""
@@ -143,10 +147,11 @@ class _Search:
 
     def run(self) -> str:
         """The whole search; why it ended."""
-        entrants = [self.start]
+        entrants = [self.start, *spread_points(self._grid, SPREAD, self._config.seed)]
         try:
             for level in range(len(self._problems)):
-                self._walk(level, min(entrants, key=lambda point: self._cost(level, point)))
+                self._compare(level, entrants)
+                self._walk(level)
                 entrants = [self.start, *self._least(level)]
         except _BudgetSpentError as spent:
             return str(spent)
@@ -156,8 +161,17 @@ class _Search:
             return INTERRUPTED
         return CONVERGED
 
-    def _walk(self, level: int, start: Point) -> None:
-        walk = Walk(self._grid, start, lambda point: self._cost(level, point))
+    def _compare(self, level: int, entrants: Sequence[Point]) -> None:
+        """The best of them; on the larger problem, whose costs are others, only once all are known."""
+        known: list[Point] = []
+        for point in entrants:
+            self._cost(level, point)
+            known.append(point)
+            if level == 0 or len(known) == len(entrants):
+                self.best = min(known, key=lambda near: self._cost(level, near))
+
+    def _walk(self, level: int) -> None:
+        walk = Walk(self._grid, self.best, lambda point: self._cost(level, point))
         try:
             walk.run()
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from kqeq_md.errors import ConfigError
 from kqeq_md.train.config import HARDNESS, Config
 from kqeq_md.train.tune_config import SEARCHED
@@ -81,6 +83,16 @@ def with_values(config: Config, point: Point) -> Config:
 def start_of(grid: Grid, config: Config) -> Point:
     """The configured values of everything that is searched."""
     return {name: value_of(config, name) for name in grid}
+
+
+def spread_points(grid: Grid, count: int, seed: int) -> list[Point]:
+    """Random points of the grid; every value of a hyperparameter comes as often as its others (Latin hypercube).
+
+    McKay, Beckman, Conover, Technometrics 21, 239 (1979), doi:10.2307/1268522.
+    """
+    generator = np.random.default_rng([seed, 4])
+    columns = {name: generator.permutation(np.arange(count) * len(values) // count) for name, values in grid.items()}
+    return [{name: grid[name][column[k]] for name, column in columns.items()} for k in range(count)]
 
 
 def _not_searched(config: Config, name: str) -> str | None:

@@ -2,9 +2,10 @@
 
     error = exp(mean_k ln sqrt(1 + mean_i ((prediction_ki - label_ki) / sigma_k)^2))
 
-over the quantities k that the fit has targets for. A tenth less counts alike in energies, forces and charges: a mean of
-squares would be that of energies alone, which new compositions shift by many sigma. Errors below the sigma that the
-configuration asks for count little. Weights of groups count as in the fit. Test frames have no part in it.
+over the quantities k that the fit has targets for. A tenth less counts alike in energies, forces and charges; errors
+below the sigma that the configuration asks for count little. Of energies counts what composition and total charge do
+not explain: the level of a new composition is one number, off by many sigma after a reduced fit of any descriptor.
+Weights of groups count as in the fit. Test frames have no part in it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
+from kqeq_md.train.composition import composition_design
 from kqeq_md.train.config import Config, Fit
 from kqeq_md.train.data import Frame, species_of
 from kqeq_md.train.fit import fit
 from kqeq_md.train.molecules import prepared
 from kqeq_md.train.report.predictions import Prediction, predict
 from kqeq_md.train.tune_folds import choose_frames, folds_of, rest_of
+
+ENERGY = "energy_per_atom"
 
 TIMED_FRAMES, TIMED_CALLS = 3, 4
 """On how many of the largest frames a model is timed, and how often on each."""
@@ -96,7 +100,7 @@ class Problem:
         held_out: list[tuple[Frame, Prediction]] = []
         for fold in self.folds:
             model = fit(rest_of(self.frames, fold), small, _quiet, self._free_atoms).model
-            held_out += zip(fold, predict(model, fold, _quiet), strict=True)
+            held_out += zip(fold, without_levels(fold, predict(model, fold, _quiet)), strict=True)
         return Outcome(*score(held_out, config.fit), microseconds_per_atom(model, self.folds[-1]))
 
     def operations(self, config: Config) -> float:
@@ -162,6 +166,24 @@ def with_physical_of(config: Config, model: Model) -> Config:
     return replace(config, charges=charges)
 
 
+def without_levels(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Predictions whose energies have no errors that composition and total charge of the frames explain.
+
+    By least squares over the frames, sum ((prediction - label - level) / n)^2, with the levels of `composition_design`.
+    """
+    known = [k for k, prediction in enumerate(predictions) if ENERGY in prediction.labels]
+    out = list(predictions)
+    if known:
+        per_atom = np.array([predictions[k].error(ENERGY)[0] for k in known])
+        sizes = np.array([[len(frames[k].structure)] for k in known])
+        design = composition_design([frames[k] for k in known]) / sizes
+        levels = design @ np.linalg.lstsq(design, per_atom, rcond=None)[0]
+        for k, level in zip(known, levels, strict=True):
+            predicted = {**predictions[k].predicted, ENERGY: predictions[k].predicted[ENERGY] - level}
+            out[k] = replace(predictions[k], predicted=predicted)
+    return out
+
+
 def score(held_out: Sequence[tuple[Frame, Prediction]], settings: Fit) -> tuple[float, dict[str, float]]:
     """The error in units of sigma, and the rms error of each quantity.
 
@@ -204,7 +226,7 @@ def _sigmas(frame: Frame, settings: Fit) -> dict[str, float]:
     n, volume = len(frame.structure), frame.structure.volume if frame.structure.periodic else 1.0
     targets = {"charges": settings.sigma_charges, "dipole": settings.sigma_dipole * n}
     return {
-        "energy_per_atom": settings.sigma_energy,
+        ENERGY: settings.sigma_energy,
         "forces": settings.sigma_forces,
         **{name: sigma for name, sigma in targets.items() if name in settings.targets},
         "stress": settings.sigma_virial * n / volume,
