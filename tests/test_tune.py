@@ -269,6 +269,7 @@ def test_larger_descriptors_cost_more(folder: Path) -> None:
     for name, value in (("cutoff", 6.0), ("n_max", 4.0), ("l_max", 3.0)):
         assert problem.operations(with_values(config, {name: value})) > usual
     assert problem.operations(replace(config, kernel=Kernel(sparse_points=24))) > usual
+    assert problem.operations(with_values(config, {"zeta": 3.0})) > 2.0 * usual  # has no kernel of low rank
 
 
 def test_trials_come_back_from_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
