@@ -58,6 +58,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(train)
     train.set_defaults(run=_train)
 
+    tune = commands.add_parser(
+        "tune",
+        help="search for hyperparameters",
+        description="Search for a descriptor (cutoff, sigma, radial_scale, n_max, l_max), zeta and priors from a TOML "
+        "configuration on: reduced fits, measured on training frames that they do not see (whole compositions and "
+        "stretches of trajectories). Test files are never read. The trials depend on the seed alone; the clock ends "
+        "the search. They are kept in BEST.trials.jsonl, and the same command goes on from there.",
+    )
+    tune.add_argument("config", metavar="CONFIG.toml", type=Path)
+    tune.add_argument("-o", "--output", metavar="BEST.toml", required=True, type=Path, help="for `kqeq train`")
+    tune.add_argument("--minutes", metavar="M", type=float, default=30.0, help="for new trials (default 30)")
+    tune.add_argument("--trials", metavar="N", type=int, help="end after so many: the same N, the same result")
+    tune.add_argument("--json", action="store_true", help="print all trials as JSON, in eV, A, e")
+    _add_threads(tune)
+    tune.set_defaults(run=_tune)
+
     evaluate = commands.add_parser(
         "eval", help="errors on labelled data", description="RMSE and MAE of a model on extended XYZ files."
     )
@@ -203,6 +219,32 @@ def _train(arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1))
     elif folder is not None:
         print(f"wrote {folder / HTML}{'' if content['plots'] else ', without plots: matplotlib is not installed'}")
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from kqeq_md.train.config import read_config
+    from kqeq_md.train.tune import INTERRUPTED, as_json, tune
+    from kqeq_md.train.tune_table import as_table, one_line
+    from kqeq_md.train.tune_text import read_text, tuned_text
+
+    config, output = read_config(arguments.config), arguments.output
+    _check_output(output)
+    text = read_text(arguments.config, output, config)
+    record = output.with_name(f"{output.stem}.trials.jsonl")
+    _check_output(record, "the file of trials")
+    tuned = tune(
+        config,
+        arguments.minutes,
+        arguments.trials,
+        record,
+        lambda trial, number: print(one_line(trial, number), file=sys.stderr, flush=True),
+    )
+    output.write_text(tuned_text(text, tuned, arguments.config.parent, output.parent), encoding="utf-8")
+    print(json.dumps(as_json(tuned), indent=1) if arguments.json else f"{as_table(tuned)}\nwrote {output}", flush=True)
+    if tuned.ended == INTERRUPTED:
+        sys.stderr.write(f"kqeq: interrupted; the same command goes on from {record}\n")
+        return 130
     return 0
 
 

@@ -19,6 +19,7 @@ from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
 from kqeq_md.structure import Floats
 from kqeq_md.train.data_config import Data, Group, Keys, Units, check_data
 from kqeq_md.train.files import data_files
+from kqeq_md.train.tune_config import Ranges, read_ranges
 
 __all__ = ["Config", "Data", "Group", "Keys", "Units", "read_config"]
 
@@ -130,7 +131,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration; `seed` starts the farthest-point sampling."""
+    """A whole configuration; `seed` starts the farthest-point sampling, `tune` is of `kqeq tune` alone."""
 
     data: Data
     seed: int = 0
@@ -139,6 +140,7 @@ class Config:
     charges: Charges = field(default_factory=Charges)
     short_range: ShortRange = field(default_factory=ShortRange)
     fit: Fit = field(default_factory=Fit)
+    tune: Ranges = field(default_factory=dict)
 
 
 def read_config(path: str | Path) -> Config:
@@ -183,6 +185,8 @@ def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
+    if hint == Ranges:
+        return read_ranges(value, name)
     if is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"`{name}` must be a table, got {value!r}")
