@@ -11,9 +11,12 @@ import pytest
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
+from kqeq_md.structure import Structure
+from kqeq_md.train.checkpoint import Checkpoint
 from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame
-from kqeq_md.train.fit import fit
+from kqeq_md.train.design import split_into_batches
+from kqeq_md.train.fit import FEWEST_FRAMES, blank_model, choose_basis, fit, held_out_places
 from kqeq_md.train.report import evaluate, evaluate_local_part
 
 
@@ -111,3 +114,104 @@ def test_forces_of_a_trained_split_model_are_differences_of_its_energy(sets: Any
             shifted.append(potential.compute(sets.replace_positions(structure, moved), want=()).energy)
         slope = (shifted[0] - 8 * shifted[1] + 8 * shifted[2] - shifted[3]) / (12 * h)
         assert forces[atom, axis] == pytest.approx(-slope, abs=1e-7 * np.abs(forces).max())  # h^4
+
+
+# ---------------------------------------------------------------- what frames bring, and how much
+
+
+def with_points_of(frames: list[Frame], config: Config, sets: Any) -> Checkpoint:
+    """A checkpoint with the sparse points of these frames: fits of other frames then differ in nothing but them."""
+    blank = blank_model(frames, config, ATOMS)
+    basis = choose_basis(frames, blank, config, sets.silent)
+    kept = Checkpoint()
+    kept.keep("points", **dict(zip(blank.species, basis.points, strict=True)))
+    return kept
+
+
+ATOMS = {"Na": -1.0, "Cl": -2.0}
+LOOSE = {"sigma_energy": 0.002, "sigma_forces": 0.05, "sigma_charges": 0.005}
+
+
+def test_a_frame_of_weight_four_is_that_frame_four_times(sets: Any, model: Model) -> None:
+    frames = sets.random_clusters(6, 9, model, True)
+    config = sets.small_config(model, **LOOSE, rounds=2)
+    heavy = [replace(frames[0], weight=4.0), *frames[1:]]
+    copies = [*[replace(frames[0], place=f"copy {k}") for k in range(3)], *frames]
+    found = []
+    for some in (heavy, copies, frames):
+        points = with_points_of(frames, replace(config, kernel=replace(config.kernel, sparse_points=6)), sets)
+        found.append(fit(some, config, sets.silent, ATOMS, points).model)
+    charges, forces = (
+        [getattr(Potential(m).compute(frames[0].structure), name) for m in found] for name in ("charges", "forces")
+    )
+    for values in (charges, forces):
+        scale = np.abs(values[0]).max()
+        np.testing.assert_allclose(values[0], values[1], atol=1e-6 * scale)  # rounding times condition
+        assert np.abs(values[0] - values[2]).max() > 1e-4 * scale
+
+
+def test_a_periodic_set_with_stresses_is_learned(sets: Any, model: Model) -> None:
+    """Stresses and charges of cells, without energies or forces: pressures of unseen cells follow."""
+    frames = [replace(f, energy=None, forces=None) for f in sets.random_cells(3, 28, model)]
+    config = sets.small_config(model, sigma_virial=1e-3, rounds=2)
+    fitted = fit(frames[:20], config, sets.silent, ATOMS).model
+    blind = fit([replace(f, stress=None) for f in frames[:20]], config, sets.silent, ATOMS).model
+    spread = float(np.std([frame.stress for frame in frames[20:]]))
+    assert sets.rms(fitted, frames[20:], "stress") < 0.1 * spread
+    assert sets.rms(blind, frames[20:], "stress") > 3.0 * sets.rms(fitted, frames[20:], "stress")
+
+
+def test_given_atom_energies_stay(sets: Any, model: Model) -> None:
+    """Of the maker they serve; fitted ones tell a set of one composition only their sum."""
+    frames = sets.random_clusters(6, 12, model, True)
+    config = sets.small_config(model, rounds=1)
+    given = fit(frames, config, sets.silent, {"Na": -1.5, "Cl": -2.5}).model
+    np.testing.assert_allclose(given.atom_energy, [-1.5, -2.5], atol=1e-4)  # GIVEN, drawn by labels far off
+    mixed = sets.random_clusters(6, 30, model, False)
+    free = fit(mixed, config, sets.silent).model
+    assert np.abs(free.atom_energy - given.atom_energy).max() > 0.01
+
+
+def test_batches_do_not_matter(sets: Any, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [*sets.random_clusters(6, 8, model, True), *sets.random_cells(3, 3, model)]
+    config, found = sets.small_config(model, **LOOSE, rounds=2), []
+    for size in (1000, 20):
+        monkeypatch.setattr(split_into_batches, "__defaults__", (size,))
+        assert len(split_into_batches(frames)) == (1 if size == 1000 else 6)
+        found.append(fit(frames, config, sets.silent, ATOMS).model)
+    for frame in frames:
+        one, other = (Potential(m).compute(frame.structure) for m in found)
+        np.testing.assert_allclose(one.forces, other.forces, atol=1e-6 * np.abs(one.forces).max())  # order of sums
+        np.testing.assert_allclose(one.charges, other.charges, atol=1e-7)
+
+
+def test_held_out_frames_are_a_fair_part(sets: Any, model: Model) -> None:
+    frames = sets.random_clusters(6, 40, model, True)
+    chosen = held_out_places(frames, 0.1, 0)
+    assert len(chosen) == 4
+    assert chosen == held_out_places(frames, 0.1, 0) != held_out_places(frames, 0.1, 1)
+    assert held_out_places(frames[: FEWEST_FRAMES - 1], 0.1, 0) == frozenset()
+    assert held_out_places(frames, 0.0, 0) == frozenset()
+    lone = replace(frames[0], structure=Structure([35, 11], [[0, 0, 0], [0, 0, 2.5]]))
+    for seed in range(20):  # where the only bromine would be held out, nothing is
+        assert lone.place not in held_out_places([lone, *frames[1:]], 0.1, seed)
+
+
+def test_held_out_frames_choose_the_priors_and_join_at_the_end(sets: Any, model: Model) -> None:
+    """Priors far too wide for noisy labels come down to the last; the final model knows all frames."""
+    rng = np.random.default_rng(0)
+    frames = [
+        replace(f, charges=f.charges + 0.05 * rng.normal(size=8), forces=f.forces + rng.normal(size=(8, 3)))
+        for f in sets.random_clusters(6, 30, model, True)
+    ]
+    config = sets.small_config(
+        model, **LOOSE, rounds=2, held_out=0.2, regularisation="held_out", prior_electronegativity=300.0,
+        prior_short_range=300.0,
+    )  # fmt: skip
+    found = fit(frames, config, sets.silent, ATOMS)
+    assert len(found.held_out) == 6
+    assert found.without_held_out is not None
+    assert found.regularisation.factors == pytest.approx((0.1, 0.1))
+    assert found.regularisation.after < found.regularisation.before
+    held = [frame for frame in frames if frame.place in found.held_out]
+    assert sets.rms(found.model, held, "charges") < sets.rms(found.without_held_out, held, "charges")
