@@ -101,11 +101,11 @@ WATER = Settings(
 WATER_QEQ = replace(WATER, charges={"model": "qeq"}, fit={**GFN2, "sigma_charges": 0.005})
 CARBON = Settings(
     {"cutoff": 6.0, "cutoff_width": 1.0, "n_max": 8, "l_max": 4, "sigma": 0.4},
-    {"sparse_points": 300, "zeta": 3},
+    {"sparse_points": 300},
     {"model": "qeq", "hardness": 1.0},
     {
-        "rounds": 2, "physical": [], "sigma_energy": 0.001, "prior_electronegativity": 10.0, "prior_short_range": 3.0,
-        "held_out": 0.0,
+        "rounds": 2, "physical": [], "sigma_energy": 0.001, "sigma_charges": 0.003, "prior_electronegativity": 10.0,
+        "prior_short_range": 3.0, "held_out": 0.0,
     },
 )  # fmt: skip
 MOLECULES = Settings(

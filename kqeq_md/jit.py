@@ -18,8 +18,9 @@ from numba import config, njit
 
 from kqeq_md.cache import cache_places, can_write
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-"""Of `numba.njit`; of fast-math only the flags that leave NaN and infinity alone."""
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
+"""Of `numba.njit`; of fast-math only flags that leave NaN and infinity alone. Not `reassoc`: with it a kernel that was
+just compiled gives other last digits than the same one out of the cache."""
 
 
 def compiled(function: Callable[..., Any]) -> Any:

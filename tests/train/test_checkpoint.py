@@ -211,15 +211,7 @@ def kqeq_train(folder: Path, output: str, **variables: str) -> subprocess.Popen[
     )
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory, sets: Any, model: Model) -> None:
-    """Everything that the command compiles is in the cache: just compiled, some sums end in other digits."""
-    run = kqeq_train(write_sets(tmp_path_factory.mktemp("compiled"), sets, model), "model.kqeq")
-    _, said = run.communicate(timeout=300)
-    assert run.returncode == 0, said
-
-
-def test_the_same_file_with_one_thread_and_two(mixed: Path, compiled: None) -> None:
+def test_the_same_file_with_one_thread_and_two(mixed: Path) -> None:
     (mixed / "config.toml").write_text(QUICK)
     for threads in ("1", "2"):
         run = kqeq_train(mixed, f"{threads}.kqeq", KQEQ_NUM_THREADS=threads)
@@ -228,7 +220,7 @@ def test_the_same_file_with_one_thread_and_two(mixed: Path, compiled: None) -> N
     assert (mixed / "1.kqeq").read_bytes() == (mixed / "2.kqeq").read_bytes()
 
 
-def test_an_interrupted_command_goes_on(mixed: Path, compiled: None) -> None:
+def test_an_interrupted_command_goes_on(mixed: Path) -> None:
     """Ctrl-C after the first stage: the checkpoint stays, the command says so, and the same command finishes."""
     (mixed / "config.toml").write_text(QUICK.replace("rounds = 2", "rounds = 5"))
     checkpoint, whole = mixed / "model.kqeq.checkpoint", kqeq_train(mixed, "whole.kqeq")
