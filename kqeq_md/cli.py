@@ -332,7 +332,8 @@ def _structures(file: str) -> list[Structure]:
 
 def _select(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import load_model
-    from kqeq_md.select import as_json, as_text, select, write_picked
+    from kqeq_md.select import select
+    from kqeq_md.selection_report import as_json, as_text, write_picked
 
     _check_output(arguments.output)
     selection = select(load_model(arguments.model), arguments.trajectories, arguments.number, arguments.charge)

@@ -20,8 +20,8 @@ with the force itself, and an atom may look the same in another charge state,
 with j = i in the sum. range(x) is 0 within what occurred in training, charges of its element and total charges per
 atom, and reaches the threshold half a half width beyond; for a total charge of a sign that never occurred, at once.
 
-a = REACH and F_0 = STEEP were chosen on a random fifth of GFN2 water training frames that the fit had not seen; values
-that differ by a factor of 1.5 or 2 rank errors there a little worse. On test sets (GFN2 clusters, 300 points) the 5 %
+a = REACH and F_0 = STEEP: on a random fifth of GFN2 water training frames that the fit had not seen, values that differ
+by a factor of 1.5 or 2 rank errors a little worse (they were compared on the test sets below before). On test sets (GFN2 clusters, 300 points) the 5 %
 of atoms with the largest measure have a median, mean and rms force error of
 
     water, split          2.5, 3.3, 5.5    of the median error of all atoms
@@ -46,6 +46,7 @@ from typing import Any
 
 import numpy as np
 
+from kqeq_md.errors import ModelError
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.local_part import LARGEST_GROUP, Ints, LocalKernels, Term, same_element
 from kqeq_md.model import Model
@@ -102,9 +103,24 @@ class Limits:
 
     @classmethod
     def read(cls, record: Mapping[str, Any], symbols: Sequence[str]) -> Limits:
-        """From the JSON of `train.calibration.calibrate`."""
-        ranges = np.array([record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols])
-        return cls(float(record["threshold"]), ranges, np.array(record["charge_per_atom"]))
+        """From the JSON of `train.calibration.calibrate`.
+
+        Raises:
+            ModelError: it is not of that kind.
+        """
+        try:
+            ranges = np.array(
+                [record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols], dtype=np.float64
+            )
+            out = cls(float(record["threshold"]), ranges, np.array(record["charge_per_atom"], dtype=np.float64))
+            usable = (
+                ranges.shape == (len(symbols), 2) and out.charge_per_atom.shape == (2,) and 0 < out.threshold < np.inf
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ModelError(f"`training.extrapolation` must hold threshold, charges and charge_per_atom, got {record}")
+        return out
 
     def beyond(self, species: Ints, charges: Floats) -> Floats:
         """What each atom's charge makes of the measure, shape (n,): 0 within what occurred in training.

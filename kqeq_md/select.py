@@ -20,11 +20,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread, write
+from ase.io import iread
 
 from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.charges.charge_model import CONNECTIVITY
@@ -247,64 +246,3 @@ def _shorten(nearest: Floats, candidate: Candidate, vectors: Floats, numbers: In
         same = vectors[numbers == number]
         if len(same):
             nearest[i] = min(nearest[i], np.linalg.norm(same - candidate.vectors[i], axis=1).min())
-
-
-def write_picked(selection: Selection, path: str | Path) -> None:
-    """Write extended XYZ with `total_charge`, `electric_field`, `extrapolation` (largest, and of each atom), `worth`
-    and `source`; an empty file if there is nothing to label."""
-    frames = []
-    for pick in selection.picks:
-        candidate = pick.candidate
-        atoms = Atoms(
-            candidate.atoms.numbers, candidate.atoms.positions, cell=candidate.atoms.cell, pbc=candidate.atoms.pbc
-        )
-        atoms.info = {
-            "total_charge": candidate.structure.charge,
-            "electric_field": candidate.structure.field,
-            "extrapolation": float(candidate.measure.max()),
-            "worth": pick.worth,
-            "source": candidate.place,
-        }
-        atoms.arrays["extrapolation"] = candidate.measure
-        frames.append(atoms)
-    if frames:
-        write(path, frames, format="extxyz")
-    else:
-        Path(path).write_text("", encoding="utf-8")
-
-
-def as_json(selection: Selection) -> dict[str, Any]:
-    """The selection without its atoms."""
-    return {
-        "threshold": selection.threshold,
-        "n_frames": selection.n_frames,
-        "n_extrapolating": selection.n_extrapolating,
-        "n_refused": selection.n_refused,
-        "nothing_left": selection.ended,
-        "picked": [
-            {
-                "source": pick.candidate.place,
-                "worth": pick.worth,
-                "extrapolation": float(pick.candidate.measure.max()),
-                "atom": int(pick.candidate.measure.argmax()),
-            }
-            for pick in selection.picks
-        ],
-    }
-
-
-def as_text(selection: Selection) -> str:
-    """One line for each pick, and why there are no more."""
-    lines = [
-        f"{selection.n_extrapolating} of {selection.n_frames} frames have atoms beyond the threshold of "
-        f"{selection.threshold:.2f}"
-    ]
-    lines += [
-        f"{entry['source']}: measure {entry['extrapolation']:.2f} (atom {entry['atom']}), worth {entry['worth']:.2f}"
-        for entry in as_json(selection)["picked"]
-    ]
-    if not selection.picks:
-        lines.append("nothing extrapolates: no frame is worth labelling")
-    elif selection.ended:
-        lines.append("with these labelled, nothing else extrapolates")
-    return "\n".join(lines)

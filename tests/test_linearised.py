@@ -15,11 +15,11 @@ from kqeq_md.structure import Structure
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import force_design, make_batch
-from kqeq_md.train.fit import basis_of
 from kqeq_md.train.joint import with_constants
 from kqeq_md.train.linearised import linearise
 from kqeq_md.train.physical import parameters_of
 from kqeq_md.train.rows import JointRows
+from kqeq_md.train.start import basis_of
 from kqeq_md.train.unknowns import Unknowns
 
 ONE = Fit(

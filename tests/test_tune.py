@@ -20,8 +20,8 @@ from kqeq_md.train import tune as tune_module
 from kqeq_md.train import tune_trial
 from kqeq_md.train.config import Charges, Config, Data, Fit, Kernel, read_config
 from kqeq_md.train.data import Frame, read_set
-from kqeq_md.train.fit import blank_model
 from kqeq_md.train.report import Prediction
+from kqeq_md.train.start import blank_model
 from kqeq_md.train.tune import Tuned, tune
 from kqeq_md.train.tune_folds import FOLDS, choose_frames, folds_of, rest_of
 from kqeq_md.train.tune_grid import grid_of, spread_points, start_of, with_values

@@ -2,7 +2,8 @@
 
     q = known - G chi + S P y
 
-with chi the electronegativities, y the learned reference charges and P the projection on sums of zero. Where charges
+with chi the electronegativities, y the learned reference charges (constants of the elements among them) and P the
+projection on sums of zero. Where charges
 flow freely, with A_g the indicator of group g, G = J^-1 - T A J^-1, T = J^-1 A^T (A J^-1 A^T)^-1 and
 known = G F.r + T Q_g. Split charges (`charges.split`): S = (1 + X J)^-1, G = S X, known = S (q0 + P_flow).
 """
@@ -43,7 +44,8 @@ class ChargeResponse:
     Attributes:
         matrix: J, eV/e^2, shape (n, n).
         inverse: G, e^2/eV, shape (n, n).
-        known: what total charge, field and fixed reference charges make, e, shape (n,).
+        known: what total charge, field and fixed reference charges make, e, shape (n,); the total charge
+            is spread evenly here where they are learned.
         screening: S of split charges, shape (n, n); None for others.
         reference: S P, shape (n, n); None where no reference charges are learned.
     """

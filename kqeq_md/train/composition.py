@@ -8,6 +8,7 @@ import numpy as np
 
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
+from kqeq_md.model import Model
 from kqeq_md.structure import Floats
 from kqeq_md.train.data_config import Data
 from kqeq_md.train.labels import Frame
@@ -69,3 +70,18 @@ def composition_design(frames: Sequence[Frame]) -> Floats:
     if len(levels) > 10:
         return np.column_stack([counts, charges])
     return np.column_stack([counts, *(charges == level for level in levels[1:])]).astype(np.float64)
+
+
+def level_determined(frames: Sequence[Frame], model: Model) -> bool:
+    """Whether the total charge of the frames with energies is more than a function of their composition."""
+    labelled = [frame for frame in frames if frame.energy is not None]
+    total_charge = np.array([frame.structure.charge for frame in labelled])
+    composition = compositions(labelled, model.numbers)
+    rest = total_charge - composition @ np.linalg.lstsq(composition, total_charge, rcond=None)[0]
+    return bool(np.abs(rest).max(initial=0.0) > 1e-6)
+
+
+def compositions(frames: Sequence[Frame], numbers: Sequence[int]) -> Floats:
+    """How many atoms of each element the frames have, shape (n_frames, n_species)."""
+    counts = [(frame.structure.numbers[:, None] == np.array(numbers)).sum(axis=0) for frame in frames]
+    return np.array(counts, dtype=np.float64).reshape(len(frames), len(numbers))

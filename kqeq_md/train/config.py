@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.descriptor.radial import SoapParameters
-from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
+from kqeq_md.elements import ATOMIC_NUMBERS
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
-from kqeq_md.structure import Floats
 from kqeq_md.train.data_config import Data, Group, Keys, Units, check_data
 from kqeq_md.train.files import data_files
 from kqeq_md.train.tune_config import Ranges, read_ranges
@@ -104,7 +101,8 @@ class Fit:
         sigma_polarizability: e^2 Angstrom^2/eV per atom; polarizabilities tell physical parameters alone.
         prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.
         prior_physical: of the logarithm of physical parameters around their start values.
-        physical: which of them are fitted: "hardness", "gaussian_width", "compliance".
+        physical: which of them are fitted: "hardness", "gaussian_width", "compliance". Hardness and width of an element
+            act nearly alike, through eta + kC / (sqrt(pi) s): together they end where the prior says.
         regularisation: "held_out" multiplies the priors by what serves the held-out frames best, "given" leaves them.
         held_out: part of the training frames that the fit does not see while priors, and the limits of the model, are
             found; they take part in the final fit.
@@ -279,30 +277,3 @@ def _check_numbers(name: str, value: PerElement | None, low: float, high: float,
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"`{name}` must lie between {low:g} and {high:g}, got {value}")
-
-
-def per_element(value: PerElement | None, species: tuple[str, ...], usual: Floats, name: str) -> list[float]:
-    """One number per species; None means the usual ones."""
-    if value is None:
-        return list(map(float, usual))
-    if not isinstance(value, dict):
-        return [value] * len(species)
-    missing = [symbol for symbol in species if symbol not in value]
-    if missing:
-        raise ConfigError(f"`{name}` must name every element of the data, {missing[0]} is missing")
-    return [value[symbol] for symbol in species]
-
-
-def usual_radii(species: Sequence[str]) -> Floats:
-    """0.7 times the covalent radius, Angstrom, shape (n,): where repulsion begins, and how wide charges are."""
-    return np.array([0.7 * COVALENT_RADII[ATOMIC_NUMBERS[symbol]] for symbol in species])
-
-
-def per_pair(value: PerElement | None, species: tuple[str, ...], usual: Floats) -> Floats:
-    """A number for each two species, shape (n, n); the usual ones where nothing is said."""
-    out = np.full(usual.shape, value) if isinstance(value, float) else usual.copy()
-    for key, entry in (value if isinstance(value, dict) else {}).items():
-        if set(pair := key.split("-")) <= set(species):
-            i, j = (species.index(symbol) for symbol in pair)
-            out[i, j] = out[j, i] = entry
-    return out

@@ -19,35 +19,24 @@ from typing import Any
 import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.elements import ATOMIC_NUMBERS
 from kqeq_md.errors import ConfigError
-from kqeq_md.kernel import sparse_kernel
-from kqeq_md.model import Model, SoapTerm, usual_compliance
+from kqeq_md.model import Model
 from kqeq_md.structure import Floats
 from kqeq_md.threads import one_blas_thread
 from kqeq_md.train.charge_fit import answers, charge_rows, kernels_of
 from kqeq_md.train.checkpoint import Checkpoint
-from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, Fit, PerElement, per_element, per_pair, usual_radii
-from kqeq_md.train.data import Frame, species_of
-from kqeq_md.train.design import Basis, Progress, make_batch, split_into_batches
+from kqeq_md.train.composition import level_determined
+from kqeq_md.train.config import Config, Fit
+from kqeq_md.train.data import Frame
+from kqeq_md.train.design import Basis, Progress, split_into_batches
 from kqeq_md.train.joint import JointFit, add_blocks
-from kqeq_md.train.molecules import smallest_fragment
 from kqeq_md.train.normal_equations import NormalEquations
-from kqeq_md.train.physical import Parameter, parameters_of, with_physical
+from kqeq_md.train.physical import parameters_of, with_physical
 from kqeq_md.train.physical_fit import fit_physical
 from kqeq_md.train.regularisation import Regularisation, choose_factors
 from kqeq_md.train.short_fit import ShortFit
-from kqeq_md.train.sparse import farthest_points, room_for_spectra, whitening
-from kqeq_md.train.unknowns import CHI, REFERENCE, SHORT, Unknowns
-
-WIDE = 100.0
-"""Prior of per-element constants (eV, eV/e): wide enough to leave them free, finite so that a fit always exists."""
-
-GIVEN = 1e-6
-"""Prior of the constants of the short range where atom energies are given, eV."""
-
-FEWEST_FRAMES = 20
-"""Of fewer frames none is held out."""
+from kqeq_md.train.start import basis_of, blank_model, choose_basis, held_out_places
+from kqeq_md.train.unknowns import SHORT, WIDE, Unknowns, prior_of, unknowns_of
 
 MOST_FRAMES = 200
 """Physical parameters are few: so many frames, spread evenly, tell them as well as all."""
@@ -104,82 +93,6 @@ def fit(
     """
     with one_blas_thread:
         return _Fit(frames, config, progress, atom_energies, checkpoint or Checkpoint()).run()
-
-
-def blank_model(frames: Sequence[Frame], config: Config, atom_energies: dict[str, float] | None = None) -> Model:
-    """The hyperparameters as a model whose kernels are zero, with the energies of its atoms."""
-    species, charges = species_of(frames), config.charges
-    zeros, radii = np.zeros(len(species)), usual_radii(species)
-    compliance, cutoff = usual_compliance(species)
-    widths = np.maximum(radii, WIDE_ENOUGH if charges.model == "split" else 0.0)
-
-    def each(value: PerElement | None, usual: Floats, name: str) -> Floats:
-        return np.array(per_element(value, species, usual, name))
-
-    columns = 3 if charges.learns_reference else 2
-    points, weights = np.empty((0, Descriptor.size_for(config.descriptor, len(species)))), np.empty((0, columns))
-    blank = SoapTerm(config.descriptor, config.kernel.zeta, (points,) * len(species), (weights,) * len(species))
-    fixed = charges.reference_charges
-    return Model(
-        species=species,
-        terms=(blank,),
-        hardness=each(charges.hardness, zeros + HARDNESS[charges.model], "charges.hardness"),
-        gaussian_width=each(charges.gaussian_width, widths, "charges.gaussian_width"),
-        electronegativity_offset=zeros,
-        atom_energy=energies_of_atoms(frames, species, atom_energies),
-        repulsion_radius=each(config.short_range.repulsion_radius, radii, "short_range.repulsion_radius"),
-        reference_charge=zeros if isinstance(fixed, str) else each(fixed, zeros, "charges.reference_charges"),
-        charges=charges.model,
-        compliance=per_pair(charges.compliance, species, compliance),
-        compliance_cutoff=per_pair(charges.compliance_cutoff, species, cutoff),
-        fragment=smallest_fragment(frames),
-    )
-
-
-def energies_of_atoms(frames: Sequence[Frame], species: Sequence[str], given: dict[str, float] | None) -> Floats:
-    """The given ones, or those that compositions tell best (least squares), eV, shape (n_species,)."""
-    if given is not None:
-        return np.array([given[symbol] for symbol in species])
-    labelled = [frame for frame in frames if frame.energy is not None]
-    counts = compositions(labelled, [ATOMIC_NUMBERS[symbol] for symbol in species])
-    energies = np.array([frame.energy for frame in labelled], dtype=np.float64)
-    per_atom = 1.0 / counts.sum(axis=1, keepdims=True)
-    out: Floats = np.linalg.lstsq(counts * per_atom, energies * per_atom[:, 0], rcond=None)[0]
-    return out
-
-
-def choose_basis(frames: Sequence[Frame], blank: Model, config: Config, progress: Progress) -> Basis:
-    """Sparse points of every species by farthest-point sampling, and their whitening."""
-    generator, descriptor = np.random.default_rng(config.seed), Descriptor(config.descriptor, len(blank.species))
-    numbers = np.concatenate([frame.structure.numbers for frame in frames])
-    spectra = [room_for_spectra(int((numbers == number).sum()), descriptor.size) for number in blank.numbers]
-    filled = [0] * len(spectra)
-    for part in progress(split_into_batches(frames), "power spectra"):
-        batch = make_batch(part, descriptor, blank.cutoff, blank.numbers)
-        for element, room in enumerate(spectra):
-            own = batch.spectra(element)
-            room[filled[element] : filled[element] + len(own)] = own
-            filled[element] += len(own)
-    points = tuple(farthest_points(room, config.kernel.sparse_points, generator) for room in spectra)
-    return basis_of(points, config.kernel.zeta)
-
-
-def basis_of(points: Sequence[Floats], zeta: int) -> Basis:
-    """Sparse points with their whitening."""
-    return Basis(tuple(points), tuple(whitening(sparse_kernel(p, p, zeta)) for p in points), zeta)
-
-
-def held_out_places(frames: Sequence[Frame], part: float, seed: int) -> frozenset[str]:
-    """Places of a random part of the frames that leaves every element in the others; none of a small set."""
-    count = round(part * len(frames))
-    if len(frames) < FEWEST_FRAMES or count == 0:
-        return frozenset()
-    order = np.random.default_rng([seed, 1]).permutation(len(frames))
-    chosen = {frames[f].place for f in order[:count]}
-    rest = [frame for frame in frames if frame.place not in chosen]
-    if set(species_of(rest)) != set(species_of(frames)):
-        return frozenset()
-    return frozenset(chosen)
 
 
 class _Fit:
@@ -340,40 +253,6 @@ class _Rounds:
         return _Rounds(kept["x"], kept["without"], record["history"], Regularisation(**regularisation))
 
 
-def unknowns_of(start: Model, basis: Basis, parameters: Sequence[Parameter]) -> Unknowns:
-    """The unknowns of a model with these sparse points, and weights of zero."""
-    columns = start.terms[0].weights[0].shape[1]
-    weights = tuple(np.zeros((len(points), columns)) for points in basis.points)
-    term = replace(start.terms[0], sparse_points=basis.points, weights=weights)
-    return Unknowns(replace(start, terms=(term,)), basis, parameters)
-
-
-def prior_of(unknowns: Unknowns, fit: Fit, factors: tuple[float, ...], given_atoms: bool) -> Floats:
-    """Standard deviation of every unknown, shape (unknowns.size,)."""
-    width = {CHI: fit.prior_electronegativity, REFERENCE: fit.prior_reference_charge, SHORT: fit.prior_short_range}
-    out = np.full(unknowns.size, fit.prior_physical)
-    for column, factor in zip(unknowns.columns, factors, strict=True):
-        own = unknowns.of(column)
-        out[own] = factor * width[column]
-        out[own.stop - len(unknowns.start.species) : own.stop] = GIVEN if column == SHORT and given_atoms else WIDE
-    return out
-
-
 def has_targets(frame: Frame, fit: Fit) -> bool:
     """Whether a frame has labels that charges are fitted to."""
     return any(getattr(frame, name) is not None for name in fit.targets)
-
-
-def level_determined(frames: Sequence[Frame], model: Model) -> bool:
-    """Whether the total charge of the frames with energies is more than a function of their composition."""
-    labelled = [frame for frame in frames if frame.energy is not None]
-    total_charge = np.array([frame.structure.charge for frame in labelled])
-    composition = compositions(labelled, model.numbers)
-    rest = total_charge - composition @ np.linalg.lstsq(composition, total_charge, rcond=None)[0]
-    return bool(np.abs(rest).max(initial=0.0) > 1e-6)
-
-
-def compositions(frames: Sequence[Frame], numbers: Sequence[int]) -> Floats:
-    """How many atoms of each element the frames have, shape (n_frames, n_species)."""
-    counts = [(frame.structure.numbers[:, None] == np.array(numbers)).sum(axis=0) for frame in frames]
-    return np.array(counts, dtype=np.float64).reshape(len(frames), len(numbers))

@@ -1,13 +1,13 @@
 """Everything that is learned, fitted together to all labels: Gauss-Newton with charges that respond.
 
-    min_x sum (label - model(x))^2 / sigma^2 + sum ((x - centre) / prior)^2
+    min_x sum (label - model(x))^2 / sigma^2 + sum (x / prior)^2
 
-Charges are linear in the weights, energies and forces nearly so: a few linear solutions around the present model
-(`linearised`, `rows`) end at the minimum. The derivatives are exact but for virials, which follow the short range
-alone. Where a solution does not keep what it promises, unknowns that make charges are held back (Levenberg and
-Marquardt): electronegativities and reference charges that leave the charges alone together still change the energy of
-the flows between them. As always in Gauss-Newton with linear unknowns among others, the step of the physical parameters
-is that of variable projection.
+At fixed physical parameters charges are linear in the weights, energies and forces nearly so: a few linear solutions
+around the present model (`linearised`, `rows`) end at the minimum. The derivatives are exact but for virials, which
+follow the short range alone. Where a solution does not keep what it promises, unknowns that make charges are held back
+(Levenberg and Marquardt): electronegativities and reference charges that leave the charges alone together still change
+the energy of the flows between them. As always in Gauss-Newton with linear unknowns among others, the step of the
+physical parameters is that of variable projection.
 
 References: Marquardt, J. Soc. Ind. Appl. Math. 11, 431 (1963), doi:10.1137/0111030; Ruhe and Wedin, SIAM Rev. 22, 318
 (1980), doi:10.1137/1022057.

@@ -9,7 +9,7 @@ x_k needs is what the parameter does to the potentials at given charges, and to 
     width of element e       dJ_ij = -kC (2 / sqrt(pi)) exp(-g^2 r^2) 2 g^3 (s_i^2 [i in e] + s_j^2 [j in e]) over all
                              images, dJ_ii = -kC / (sqrt(pi) s_i) for the atoms of e, and in a cell the background
                              (gaussians.background): dJ_ij += 4 pi kC / V (s_i^2 [i in e] + s_j^2 [j in e])
-    compliance of a pair     dc_b = c_b for the bonds of the pair
+    compliance of a pair     dc_b = c_b for the bonds of the pair, dE = -1/2 sum_b c_b t_b^2 over each bond once
 
 The slab term takes the background's part away again, so that slabs have none.
 """
@@ -36,7 +36,7 @@ LIMITS = {"hardness": (0.05, 100.0), "gaussian_width": (0.2, 1.5), "compliance":
 LARGEST_CHANGE = float(np.log(30.0))
 
 NOTHING_LEFT = 5.5
-"""g r from which on exp(-g^2 r^2) is below 1e-13."""
+"""Beyond this g r, exp(-g^2 r^2) is below 1e-13."""
 
 
 @dataclass(frozen=True)

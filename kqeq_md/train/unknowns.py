@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from kqeq_md.model import Model
 from kqeq_md.structure import Floats
+from kqeq_md.train.config import Fit
 from kqeq_md.train.design import Basis
 from kqeq_md.train.physical import Parameter, with_physical
 
@@ -21,6 +24,13 @@ CONSTANTS = ("electronegativity_offset", "atom_energy", "reference_charge")
 
 CHI, SHORT, REFERENCE = 0, 1, 2
 """Columns of the weights of a model."""
+
+
+WIDE = 100.0
+"""Prior of per-element constants (eV, eV/e): wide enough to leave them free, finite so that a fit always exists."""
+
+GIVEN = 1e-6
+"""Prior of the constants of the short range where atom energies are given, eV."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +100,22 @@ class Unknowns:
         name = CONSTANTS[column]
         constants = {name: getattr(self.start, name) + solution[self.basis.size :]}
         return replace(model.with_weights(weights), **constants)
+
+
+def unknowns_of(start: Model, basis: Basis, parameters: Sequence[Parameter]) -> Unknowns:
+    """The unknowns of a model with these sparse points, and weights of zero."""
+    columns = start.terms[0].weights[0].shape[1]
+    weights = tuple(np.zeros((len(points), columns)) for points in basis.points)
+    term = replace(start.terms[0], sparse_points=basis.points, weights=weights)
+    return Unknowns(replace(start, terms=(term,)), basis, parameters)
+
+
+def prior_of(unknowns: Unknowns, fit: Fit, factors: tuple[float, ...], given_atoms: bool) -> Floats:
+    """Standard deviation of every unknown, shape (unknowns.size,)."""
+    width = {CHI: fit.prior_electronegativity, REFERENCE: fit.prior_reference_charge, SHORT: fit.prior_short_range}
+    out = np.full(unknowns.size, fit.prior_physical)
+    for column, factor in zip(unknowns.columns, factors, strict=True):
+        own = unknowns.of(column)
+        out[own] = factor * width[column]
+        out[own.stop - len(unknowns.start.species) : own.stop] = GIVEN if column == SHORT and given_atoms else WIDE
+    return out
