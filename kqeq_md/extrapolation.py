@@ -21,8 +21,8 @@ with j = i in the sum. range(x) is 0 within what occurred in training, charges o
 atom, and reaches the threshold half a half width beyond; for a total charge of a sign that never occurred, at once.
 
 a = REACH and F_0 = STEEP: on a random fifth of GFN2 water training frames that the fit had not seen, values that differ
-by a factor of 1.5 or 2 rank errors a little worse (they were compared on the test sets below before). On test sets (GFN2 clusters, 300 points) the 5 %
-of atoms with the largest measure have a median, mean and rms force error of
+by a factor of 1.5 or 2 rank errors a little worse (they were compared on the test sets below before). On test sets
+(GFN2 clusters, 300 points) the 5 % of atoms with the largest measure have a median, mean and rms force error of
 
     water, split          2.5, 3.3, 5.5    of the median error of all atoms
     water, qeq            2.5, 2.9, 3.9
