@@ -104,7 +104,7 @@ def test_ipi_example_runs(tmp_path: Path) -> None:
 
 def test_training_example_runs(tmp_path: Path) -> None:
     """The README's commands on the shipped data, with fewer sparse points."""
-    for name in ("run.sh", "train.xyz", "test.xyz"):
+    for name in ("run.sh", "train.xyz", "test.xyz", "bulk_train.xyz", "bulk_test.xyz"):
         shutil.copy(EXAMPLES / "train_nacl" / name, tmp_path)
     config = (EXAMPLES / "train_nacl" / "nacl.toml").read_text()
     assert "sparse_points = 300" in config

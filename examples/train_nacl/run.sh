@@ -1,2 +1,2 @@
 kqeq train nacl.toml -o my_nacl.kqeq
-kqeq eval my_nacl.kqeq test.xyz
+kqeq eval my_nacl.kqeq test.xyz bulk_test.xyz

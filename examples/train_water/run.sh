@@ -1,2 +1,2 @@
 kqeq train water.toml -o water.kqeq
-kqeq eval water.kqeq test.xyz --response
+kqeq eval water.kqeq test.xyz bulk_test.xyz --response
