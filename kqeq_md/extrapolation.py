@@ -46,6 +46,7 @@ from typing import Any
 
 import numpy as np
 
+from kqeq_md.errors import ModelError
 from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.local_part import LARGEST_GROUP, Ints, LocalKernels, Term, same_element
 from kqeq_md.model import Model
@@ -102,9 +103,25 @@ class Limits:
 
     @classmethod
     def read(cls, record: Mapping[str, Any], symbols: Sequence[str]) -> Limits:
-        """From the JSON of `train.calibration.calibrate`."""
-        ranges = np.array([record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols])
-        return cls(float(record["threshold"]), ranges, np.array(record["charge_per_atom"]))
+        """From the JSON of `train.calibration.calibrate`.
+
+        Raises:
+            ModelError: something is missing, not finite, or no range.
+        """
+        try:
+            ranges = np.array([record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols], dtype=float)
+            total = np.array(record["charge_per_atom"], dtype=float)
+            limits = cls(float(record["threshold"]), ranges, total)
+            well = ranges.shape == (len(symbols), 2) and total.shape == (2,) and 0.0 < limits.threshold < np.inf
+            well = well and bool((ranges[:, 0] <= ranges[:, 1]).all()) and bool(total[0] <= total[1])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            well = False
+        if not well:
+            raise ModelError(
+                "`training.extrapolation` must hold a positive `threshold`, and `charges` of elements and "
+                f"`charge_per_atom` as lowest and highest, got {record!r:.200}"
+            )
+        return limits
 
     def beyond(self, species: Ints, charges: Floats) -> Floats:
         """What each atom's charge makes of the measure, shape (n,): 0 within what occurred in training.
