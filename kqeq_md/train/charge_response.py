@@ -102,7 +102,7 @@ def _split_response(problem: Problem, matrix: Floats, hold: Hold) -> ChargeRespo
 
 
 def _check_definite(inverse: Floats, scale: float) -> None:
-    """`scale`: beside it rounding is small; where no charge can flow, as between single atoms, `inverse` is rounding."""
+    """Rounding is small beside `scale`; where no charge can flow, as between single atoms, `inverse` is rounding."""
     symmetric = 0.5 * (inverse + inverse.T)
     if np.linalg.eigvalsh(symmetric)[0] < -1e-9 * scale:
         raise ChargeError("`charges.hardness` and `charges.gaussian_width` give no positive definite Hamiltonian")
