@@ -106,21 +106,22 @@ class Limits:
         """From the JSON of `train.calibration.calibrate`.
 
         Raises:
-            ModelError: it is not of that kind.
+            ModelError: something is missing, not finite, or no range.
         """
         try:
-            ranges = np.array(
-                [record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols], dtype=np.float64
-            )
-            out = cls(float(record["threshold"]), ranges, np.array(record["charge_per_atom"], dtype=np.float64))
-            usable = (
-                ranges.shape == (len(symbols), 2) and out.charge_per_atom.shape == (2,) and 0 < out.threshold < np.inf
-            )
+            ranges = np.array([record["charges"].get(symbol, (-np.inf, np.inf)) for symbol in symbols], dtype=float)
+            total = np.array(record["charge_per_atom"], dtype=float)
+            limits = cls(float(record["threshold"]), ranges, total)
+            well = ranges.shape == (len(symbols), 2) and total.shape == (2,) and 0.0 < limits.threshold < np.inf
+            well = well and bool((ranges[:, 0] <= ranges[:, 1]).all()) and bool(total[0] <= total[1])
         except (AttributeError, KeyError, TypeError, ValueError):
-            usable = False
-        if not usable:
-            raise ModelError(f"`training.extrapolation` must hold threshold, charges and charge_per_atom, got {record}")
-        return out
+            well = False
+        if not well:
+            raise ModelError(
+                "`training.extrapolation` must hold a positive `threshold`, and `charges` of elements and "
+                f"`charge_per_atom` as lowest and highest, got {record!r:.200}"
+            )
+        return limits
 
     def beyond(self, species: Ints, charges: Floats) -> Floats:
         """What each atom's charge makes of the measure, shape (n,): 0 within what occurred in training.

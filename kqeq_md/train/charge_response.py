@@ -80,7 +80,7 @@ def _free_response(problem: Problem, matrix: Floats) -> ChargeResponse:
     shifted = np.linalg.inv(matrix + np.abs(matrix).max() * members.T @ members)
     to_unit = shifted @ members.T @ np.linalg.inv(members @ shifted @ members.T)
     inverse = shifted - to_unit @ members @ shifted
-    _check_definite(inverse)
+    _check_definite(inverse, np.abs(shifted).max())
     return ChargeResponse(matrix, inverse, to_unit @ constraint.charges + inverse @ (problem.anchors @ problem.field))
 
 
@@ -94,7 +94,7 @@ def _split_response(problem: Problem, matrix: Floats, hold: Hold) -> ChargeRespo
     x[np.diag_indices(n)] -= x.sum(axis=1)
     screening = np.asarray(np.linalg.inv(np.eye(n) + x @ matrix), dtype=np.float64)
     inverse: Floats = screening @ x
-    _check_definite(inverse)
+    _check_definite(inverse, np.abs(inverse).max())
     flows = bonds.gathered(bonds.compliance * (bonds.vectors @ problem.field))
     if hold.reference is not None:
         return ChargeResponse(matrix, inverse, screening @ (problem.reference + flows), screening)
@@ -103,7 +103,8 @@ def _split_response(problem: Problem, matrix: Floats, hold: Hold) -> ChargeRespo
     return ChargeResponse(matrix, inverse, screening @ (nothing_learned + flows), screening, learned)
 
 
-def _check_definite(inverse: Floats) -> None:
+def _check_definite(inverse: Floats, scale: float) -> None:
+    """Rounding is small beside `scale`; where no charge can flow, as between single atoms, `inverse` is rounding."""
     symmetric = 0.5 * (inverse + inverse.T)
-    if np.linalg.eigvalsh(symmetric)[0] < -1e-9 * np.abs(inverse).max():
+    if np.linalg.eigvalsh(symmetric)[0] < -1e-9 * scale:
         raise ChargeError("`charges.hardness` and `charges.gaussian_width` give no positive definite Hamiltonian")
