@@ -45,6 +45,9 @@ DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4)
 PROMISED = 1.2
 """A step is taken at once if the sum of squares ends below so many times what the linear problem has promised."""
 
+NOTHING = 1e-6
+"""Part of the sum of squares that is not worth a damped step, if a full one promises no more."""
+
 
 @dataclass(frozen=True)
 class Around:
@@ -119,17 +122,17 @@ class JointFit:
             everyone: whether the held-out frames count too.
             farthest: that physical parameters may move.
         """
-        best = Step(x, self.square(x, prior, everyone), 0.0)
-        found = False
+        start = self.square(x, prior, everyone)
+        best, found = Step(x, start, 0.0), False
         for damping in DAMPING:
             candidate = self.solve(equations, prior, x, damping, farthest)
             promised = equations.error(candidate) + float(((candidate / prior) ** 2).sum())
             square = self.square(candidate, prior, everyone)
             if square < best.square:
                 best, found = Step(candidate, square, damping), True
-            elif found:
+            elif found or promised > (1.0 - NOTHING) * start:
                 break
-            if square < PROMISED * promised:
+            if found and square < PROMISED * promised:
                 break
         return best
 
