@@ -85,7 +85,7 @@ class Settings:
         return fit(frames, config, quiet)
 
 
-GFN2 = {"rounds": 2, "physical": ["hardness", "compliance"], "sigma_energy": 0.001}
+GFN2 = {"physical": ["hardness", "compliance"], "sigma_energy": 0.001}
 NACL = Settings(
     {"cutoff": 6.0, "cutoff_width": 1.0, "n_max": 6, "l_max": 4, "sigma": 0.5, "radial_scale": 3.0},
     {"sparse_points": 500},
@@ -104,7 +104,7 @@ CARBON = Settings(
     {"sparse_points": 300},
     {"model": "qeq", "hardness": 1.0},
     {
-        "rounds": 2, "physical": [], "sigma_energy": 0.001, "sigma_charges": 0.003, "prior_electronegativity": 10.0,
+        "physical": [], "sigma_energy": 0.001, "sigma_charges": 0.003, "prior_electronegativity": 10.0,
         "prior_short_range": 3.0, "held_out": 0.0,
     },
 )  # fmt: skip
@@ -122,7 +122,7 @@ NMA = Settings(
     {"sparse_points": 250},
     {"model": "split"},
     {
-        "targets": ["dipole"], "sigma_dipole": 0.003, "rounds": 2,
+        "targets": ["dipole"], "sigma_dipole": 0.003,
         "physical": ["hardness", "gaussian_width", "compliance"],
     },
 )  # fmt: skip
@@ -249,7 +249,7 @@ GAP = replace(
     WATER,
     soap={"cutoff": 5.0, "cutoff_width": 1.0, "n_max": 6, "l_max": 4, "sigma": 0.4},
     kernel={"sparse_points": GAP_POINTS},
-    fit={"rounds": 2, "physical": [], "sigma_energy": 0.001, "sigma_charges": 0.003, "sigma_forces": 0.05},
+    fit={"physical": [], "sigma_energy": 0.001, "sigma_charges": 0.003, "sigma_forces": 0.05},
 )
 
 

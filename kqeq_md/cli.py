@@ -197,7 +197,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.learning_curve and arguments.no_report:
         raise KqeqError("`--learning-curve` goes into the report: leave out `--no-report`")
     config = read_config(arguments.config)
-    _check_output(arguments.output)
+    _check_output(arguments.output, inputs=[arguments.config, *config.data.train, *config.data.test])
     folder = None if arguments.no_report else report_folder(arguments.output)
     checkpoint = arguments.output.with_name(f"{arguments.output.name}.checkpoint")
     try:
@@ -248,13 +248,16 @@ def _tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(path: Path, name: str = "--output") -> None:
-    """Refuse before the work what could not be written after it."""
+def _check_output(path: Path, name: str = "--output", inputs: Sequence[str | Path] = ()) -> None:
+    """Refuse before the work what could not be written after it, or would destroy what it comes from."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise KqeqError(f"`{name}` must lie in a folder that exists, got {path}")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise KqeqError(f"`{name}` must be a file that can be written, got {path}")
+    for file in inputs:
+        if path.exists() and Path(file).exists() and path.samefile(file):
+            raise KqeqError(f"`{name}` must not be a file that is read, got {path}")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -335,7 +338,7 @@ def _select(arguments: argparse.Namespace) -> int:
     from kqeq_md.select import select
     from kqeq_md.selection_report import as_json, as_text, write_picked
 
-    _check_output(arguments.output)
+    _check_output(arguments.output, inputs=[arguments.model, *arguments.trajectories])
     selection = select(load_model(arguments.model), arguments.trajectories, arguments.number, arguments.charge)
     write_picked(selection, arguments.output)
     print(json.dumps(as_json(selection), indent=1) if arguments.json else as_text(selection))

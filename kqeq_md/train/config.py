@@ -106,7 +106,7 @@ class Fit:
         regularisation: "held_out" multiplies the priors by what serves the held-out frames best, "given" leaves them.
         held_out: part of the training frames that the fit does not see while priors, and the limits of the model, are
             found; they take part in the final fit.
-        rounds: how often everything is refined together on all labels.
+        rounds: how often everything is refined together on all labels, at most: they end when nothing changes any more.
     """
 
     targets: list[str] = field(default_factory=lambda: ["charges"])
@@ -124,7 +124,7 @@ class Fit:
     physical: list[str] = field(default_factory=lambda: ["hardness"])
     regularisation: str = "held_out"
     held_out: float = 0.1
-    rounds: int = 3
+    rounds: int = 10
 
 
 @dataclass(frozen=True)

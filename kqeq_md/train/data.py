@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def read_set(data: Data, which: str = "train") -> list[Frame]:
     read = list(_frames(files, data.keys, data.units, None, data.field_term))
     frames = [frame for _, frame in read]
     _refuse_unlabelled(frames, files, data.keys)
+    if which == "train":
+        _refuse_unused_keys(read, data.keys)
     if data.check_units:
         check_units(frames, data.units)
     _refuse_overlaps(frames)
@@ -124,6 +126,20 @@ def _refuse_unlabelled(frames: Sequence[Frame], files: Sequence[str | Path], key
             f"no frame of {', '.join(map(str, files))} has a label named {keys.energy}, {keys.forces}, "
             f"{keys.charges} or {keys.dipole}: set the names in [data.keys]"
         )
+
+
+def _refuse_unused_keys(read: Sequence[Tagged], keys: Keys) -> None:
+    """A name that somebody has set, and that no frame has, is a typing error."""
+    for entry in fields(Keys):
+        name = getattr(keys, entry.name)
+        if name == entry.default or any(name in info or _has(frame, entry.name) for info, frame in read):
+            continue
+        raise ConfigError(f"`data.keys.{entry.name}`: no training frame has {name!r}")
+
+
+def _has(frame: Frame, label: str) -> bool:
+    """Whether a frame has a label; what is no label stands in its second line."""
+    return getattr(frame, label, None) is not None
 
 
 def _refuse_overlaps(frames: Sequence[Frame]) -> None:

@@ -5,7 +5,8 @@
    want, then what all labels together want.
 3. Electronegativities and reference charges from charges and dipoles (`charge_fit`).
 4. Everything together on all labels, in rounds, with charges that respond (`joint`). In the first one the priors are
-   chosen by the error on the held-out frames (`regularisation`); in the last one these frames join the fit.
+   chosen by the error on the held-out frames (`regularisation`); in the last one, when the sum of squares has settled,
+   these frames join the fit.
 5. The short range once more, exactly, at the final charges (`short_fit`).
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
+from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats
 from kqeq_md.threads import one_blas_thread
 from kqeq_md.train.charge_fit import answers, charge_rows, kernels_of
@@ -41,6 +43,9 @@ from kqeq_md.train.unknowns import SHORT, WIDE, Unknowns, prior_of, unknowns_of
 MOST_FRAMES = 200
 """Physical parameters are few: so many frames, spread evenly, tell them as well as all."""
 
+SETTLED = 3e-3
+"""Rounds end when the sum of squares falls by less than this part."""
+
 FEW_POINTS = 40
 """Sparse points per element with which physical parameters are found."""
 
@@ -52,11 +57,11 @@ class Fitted:
     Attributes:
         model: of all frames.
         short_range_only: the same short range fitted without any charges.
-        without_held_out: the model before the held-out frames joined; None if there are none.
+        without_held_out: the model before the held-out frames joined, without stage 5; None if there are none.
         held_out: places of these frames.
         level_determined: whether the level of chi could be told.
-        history: of each round: rms errors by quantity before it in units of sigma, the sum of squares after it, and
-            how much it was damped.
+        history: of each round: rms errors by quantity before it in units of sigma, the sum of squares after it, how much
+            it was damped, and whether the held-out frames took part.
         regularisation: factors of the priors.
         physical: names of the fitted physical parameters with their values.
     """
@@ -91,7 +96,7 @@ def fit(
         ConfigError: labels that the targets need are missing, hardness and widths that give no positive definite
             Hamiltonian, fields or fragments of a frame that do not go with the charge model.
     """
-    with one_blas_thread:
+    with one_blas_thread, quietly():  # what the model does wrong, the finished one says
         return _Fit(frames, config, progress, atom_energies, checkpoint or Checkpoint()).run()
 
 
@@ -113,7 +118,11 @@ class _Fit:
         self.descriptor = Descriptor(config.descriptor, len(self.blank.species))
         self.batches = split_into_batches(frames)
         if not any(has_targets(frame, config.fit) for frame in frames):
-            raise ConfigError(f"`fit.targets` are {config.fit.targets}, but no training frame has such labels")
+            named = ", ".join(f"`{getattr(config.data.keys, name)}`" for name in config.fit.targets)
+            raise ConfigError(
+                f"`fit.targets` are {config.fit.targets}, but no training frame has {named}: set the names in "
+                '[data.keys], or `targets = ["dipole"]` in [fit] where there are no charges'
+            )
         self.parameters = parameters_of(self.blank, config.fit.physical)
         basis = self._basis()
         self.start = self._physical_parameters(basis)
@@ -188,16 +197,19 @@ class _Fit:
         """Stage 4."""
         state = _Rounds.begin(x, len(self.unknowns.columns)).recalled(self.checkpoint)
         rounds = self.rounds
-        while len(state.history) < rounds:
+        while len(state.history) < rounds and not state.ended:
             number = len(state.history) + 1
-            around = self.joint.around(state.x, f"round {number} of {rounds}")
+            around = self.joint.around(state.x, f"round {number} of {rounds} at most")
             if number == 1 and self.config.fit.regularisation == "held_out":
                 state = replace(state, regularisation=self._choose(around.fitted, around.held_out, state.x))
-            prior, last = self._prior(state.regularisation.factors), number == rounds
+            prior, last = self._prior(state.regularisation.factors), number == rounds or state.settled
             every = around.fitted + around.held_out if last else around.fitted
             step = self.joint.improve(every, prior, state.x, everyone=last)
             without = self.joint.solve(around.fitted, prior, state.x, step.damping) if last else step.x
-            record = {"round": number, "rms_before": around.rms, "square": step.square, "damping": step.damping}
+            record = {
+                "round": number, "rms_before": around.rms, "square": step.square, "damping": step.damping,
+                "all_frames": last,
+            }  # fmt: skip
             state = replace(state, x=step.x, without=without, history=[*state.history, record])
             state.keep(self.checkpoint)
         return state
@@ -231,6 +243,17 @@ class _Rounds:
     without: Floats
     history: list[dict[str, Any]]
     regularisation: Regularisation
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last round has hardly changed the sum of squares: the next one is that of all frames."""
+        squares = [entry["square"] for entry in self.history[-2:]]
+        return len(squares) == 2 and squares[0] - squares[1] < SETTLED * squares[1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the held-out frames have joined."""
+        return bool(self.history) and self.history[-1]["all_frames"]
 
     @staticmethod
     def begin(x: Floats, columns: int) -> _Rounds:

@@ -39,7 +39,7 @@ from kqeq_md.train.unknowns import REFERENCE, Unknowns
 FIXED = 1e-6
 """Prior of a parameter that stays where it is."""
 
-DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4)
+DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """How strongly unknowns that make charges are held where they are, in units of 1 / prior^2: tried in turn."""
 
 PROMISED = 1.2

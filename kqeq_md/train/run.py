@@ -17,6 +17,7 @@ from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
+from kqeq_md.quiet import quietly
 from kqeq_md.reference import make_reference
 from kqeq_md.train.calibration import calibrate
 from kqeq_md.train.checkpoint import Checkpoint, fingerprint
@@ -80,11 +81,12 @@ def train(
     fitted = fit(sets["train"], config, progress, free_atoms, kept)
     if not fitted.level_determined:
         log.warning(LEVEL_WARNING)
-    compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
+    with quietly():
+        compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
+        calibration = _calibration(fitted, sets["train"])
     predictions = {name: predict(compressed.model, frames, progress) for name, frames in sets.items()}
     errors = {name: error_table(frames, predictions[name]) for name, frames in sets.items()}
     alone = without_charges(fitted.short_range_only)
-    calibration = _calibration(fitted, sets["train"])
     record = {
         **origin,
         **_of_fit(fitted),

@@ -21,6 +21,7 @@ from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats
 from kqeq_md.train.composition import composition_design
 from kqeq_md.train.config import Config, Fit
@@ -103,8 +104,10 @@ class Problem:
         held_out: list[tuple[Frame, Prediction]] = []
         for fold in self.folds:
             model = fit(rest_of(self.frames, fold), small, _quiet, self._free_atoms).model
-            held_out += zip(fold, without_levels(fold, predict(model, fold, _quiet)), strict=True)
-        return Outcome(*score(held_out, config.fit), microseconds_per_atom(model, self.folds[-1]))
+            with quietly():  # of models that nobody keeps
+                held_out += zip(fold, without_levels(fold, predict(model, fold, _quiet)), strict=True)
+        with quietly():
+            return Outcome(*score(held_out, config.fit), microseconds_per_atom(model, self.folds[-1]))
 
     def operations(self, config: Config) -> float:
         """Multiplications per atom that the descriptor and the kernel of the full model need, without charges.

@@ -82,7 +82,7 @@ def split_frames(sets: Any, seed: int, count: int, maker: Model) -> list[Frame]:
 
 
 def split_config(sets: Any, maker: Model, **changes: object) -> Config:
-    config = sets.small_config(maker, **changes)
+    config = sets.small_config(maker, **{"sigma_reference": 1e-5, **changes})
     return replace(config, charges=replace(config.charges, model="split"))
 
 
