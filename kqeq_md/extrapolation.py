@@ -15,10 +15,13 @@ A model that was calibrated on held-out frames (`train.calibration`) has a thres
 follows the errors of its forces: the force on an atom is made by the surroundings of its neighbours too, errors grow
 with the force itself, and an atom may look the same in another charge state,
 
-    measure_i = max(sqrt(1 + |F_i|^2 / F_0^2) sqrt(sum_j exp(-r_ij^2 / a^2) d_j^2),  range(q_i),  range(Q / N))
+    measure_i = max(sqrt(1 + |F_i|^2 / F_0^2) max(sqrt(sum_j exp(-r_ij^2 / a^2) d_j^2), far(d_i)),
+                    range(q_i),  range(Q / N))
 
-with j = i in the sum. range(x) is 0 within what occurred in training, charges of its element and total charges per
-atom, and reaches the threshold half a half width beyond; for a total charge of a sign that never occurred, at once.
+with j = i in the sum, over neighbours within the cutoff. far(d) grows from 0 to the threshold where d reaches
+LARGEST_MEASURE: where close contacts in the training set make the threshold high, foreign surroundings still count.
+range(x) is 0 within what occurred in training, charges of its element and total charges per atom, and reaches the
+threshold half a half width beyond; for a total charge of a sign that never occurred, at once.
 
 a = REACH and F_0 = STEEP: on a random fifth of GFN2 water training frames that the fit had not seen, values that differ
 by a factor of 1.5 or 2 rank errors a little worse (they were compared on the test sets below before). On test sets
@@ -136,6 +139,10 @@ class Limits:
         half = np.maximum(0.5 * (high - low), NARROWEST_CHARGES)
         return self._scaled(np.abs(charges - 0.5 * (low + high)) / half)
 
+    def far(self, distance: Floats) -> Floats:
+        """What the distance alone makes of the measure, shape (n,): the threshold at LARGEST_MEASURE."""
+        return self._scaled((1.0 + TOLERATED) / LARGEST_MEASURE * distance)
+
     def beyond_total(self, charge: float, n_atoms: int) -> float:
         """The same of the total charge (e) of so many atoms."""
         each = charge / n_atoms
@@ -216,7 +223,7 @@ class Extrapolation:
         Arguments as in `distance`, and how values travel between owners and ghosts.
         """
         alone = self.distance(species, pairs, species_all, threads)
-        return alone if self.limits is None else shared(alone, pairs, halo)
+        return alone if self.limits is None else np.maximum(shared(alone, pairs, halo), self.limits.far(alone))
 
     def with_result(self, measure: Floats, species: Ints, result: Result) -> Floats:
         """The measure that takes forces and charges into account, shape (n,); nothing new without calibration.

@@ -201,7 +201,8 @@ def _candidate(ruler: Ruler, place: str, atoms: Atoms, charge: float) -> Candida
     """
     if any(str(key).startswith("CELL") for key in atoms.info):
         raise KqeqError(
-            "i-PI's own xyz hides cell and units: write <trajectory ... format='ase'> positions{ase} </trajectory>, got CELL in the comment"
+            "i-PI's own xyz hides cell and units: write <trajectory format='ase'> positions{ase} </trajectory>, got "
+            "CELL in the comment"
         )
     total, field = atoms.info.get("total_charge", charge), atoms.info.get("electric_field", NO_FIELD)
     structure = structure_from_atoms(atoms, total, field)

@@ -11,7 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from kqeq_md.extrapolation import FARTHEST, LARGEST_IMPORTED, LARGEST_MEASURE, Extrapolation, spacing
+from kqeq_md.extrapolation import FARTHEST, LARGEST_IMPORTED, LARGEST_MEASURE, Extrapolation, Limits, spacing
 from kqeq_md.local_part import LARGEST_GROUP, LocalKernels
 from kqeq_md.model import Model, SoapTerm, load_model
 from kqeq_md.models import NACL
@@ -23,6 +23,12 @@ from kqeq_md.train.sparse import farthest_points
 
 FRAMES = Path(__file__).parents[1] / "examples" / "train_nacl"
 FAR = {"cutoff": 4.5, "cutoff_width": 1.5, "n_max": 2, "l_max": 3, "sigma": 0.6}
+
+
+def uncalibrated() -> Model:
+    """The shipped model with the distance alone, as models of earlier versions have it."""
+    model = load_model(NACL)
+    return replace(model, training={key: value for key, value in model.training.items() if key != "extrapolation"})
 
 
 def measure(model: Model, structure: Structure, threads: int = 1) -> np.ndarray:
@@ -78,7 +84,7 @@ def test_sparse_points_are_at_home(helpers: Any) -> None:
 
 def test_low_rank_changes_nothing() -> None:
     """The points of a kernel of low rank are no surroundings of any atom."""
-    model = load_model(NACL)
+    model = uncalibrated()
     exact = replace(model, terms=(replace(model.terms[0], low_rank=None),))
     structure = structure_of("melt")
     assert model.terms[0].low_rank is not None
@@ -100,7 +106,7 @@ def test_groups_threads_and_order(threads: int, helpers: Any) -> None:
 def test_calibrated_models_share_with_neighbours(helpers: Any) -> None:
     """sqrt(sum_j exp(-r_ij^2 / a^2) d_j^2) sqrt(1 + F_i^2 / F_0^2) atom by atom, images among the neighbours."""
     record = {"threshold": 2.0, "charges": {}, "charge_per_atom": [-1.0, 1.0]}
-    model = load_model(NACL)
+    model = uncalibrated()
     calibrated = replace(model, training={"extrapolation": record})
     structure = helpers.rock_salt(1, rattle=0.3)
     alone, potential = measure(model, structure), Potential(calibrated)
@@ -114,6 +120,17 @@ def test_calibrated_models_share_with_neighbours(helpers: Any) -> None:
     steep = np.sqrt(wanted * (1.0 + (result.forces**2).sum(axis=1) / 4.0**2))
     np.testing.assert_allclose(potential.extrapolation(structure, result=result), steep, rtol=1e-9)
     np.testing.assert_allclose(Potential(model).extrapolation(structure, result=result), alone, rtol=1e-9)
+
+
+def test_foreign_surroundings_count_where_the_threshold_is_high() -> None:
+    """Close contacts in a training set make it so: at the usual limit of the distance an atom is beyond it anyhow."""
+    limits = Limits(10.0, np.zeros((1, 2)), np.zeros(2))
+    far = limits.far(np.array([1.0, LARGEST_MEASURE / 1.5, LARGEST_MEASURE, 2.0]))
+    np.testing.assert_allclose(far[:3], [0.0, 0.0, 10.0], atol=1e-12)  # rounding
+    assert far[3] > 10.0
+    chlorine = Structure(np.array([17, 17]), np.array([[0.0, 0, 0], [0, 0, 2.0]]))
+    potential = Potential(NACL)
+    assert potential.extrapolation(chlorine).max() > potential.largest_measure
 
 
 # --- the scale
@@ -203,7 +220,7 @@ def structure_of(kind: str, scale: float = 1.0) -> Structure:
 
 def test_training_and_test_frames_are_near() -> None:
     """All training atoms within 1 (the bound above), no atom of the test set beyond the threshold."""
-    model = load_model(NACL)
+    model = uncalibrated()
     known, unknown = (
         np.concatenate([measure(model, Structure(a.numbers, a.positions)) for a in frames(name)[::step]])
         for name, step in (("train.xyz", 8), ("test.xyz", 1))
@@ -225,12 +242,12 @@ def test_training_and_test_frames_are_near() -> None:
 )
 def test_foreign_structures_are_far(name: str, structure: Any) -> None:
     """Where forces of the model miss those of GFN2-xTB by 0.8 (metal) to 9 eV/Angstrom (chlorine), rms."""
-    assert measure(load_model(NACL), structure()).max() > LARGEST_MEASURE, name
+    assert measure(uncalibrated(), structure()).max() > LARGEST_MEASURE, name
 
 
 def test_potential_measures_in_the_order_of_the_structure(helpers: Any) -> None:
     """More atoms than are left unsorted, and a threshold of its own for points that were chosen otherwise."""
-    potential, model = Potential(NACL), load_model(NACL)
+    potential, model = Potential(uncalibrated()), uncalibrated()
     melt = structure_of("melt")
     big = helpers.rock_salt(4, rattle=0.1)
     assert len(big) > 500
@@ -250,7 +267,7 @@ def exchanged(structure: Structure) -> Structure:
 
 def test_grows_with_compression() -> None:
     """From the density of the training set on, with that of each step beyond it."""
-    model = load_model(NACL)
+    model = uncalibrated()
     largest = [measure(model, structure_of("melt", scale)).max() for scale in (1.0, 0.9, 0.85, 0.8, 0.75, 0.7)]
     assert largest == sorted(largest)
     assert largest[0] < 1.0 < LARGEST_MEASURE < largest[3]

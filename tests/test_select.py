@@ -152,7 +152,8 @@ def test_dumps_of_lammps(model: Model, tmp_path: Path) -> None:
 
 
 def test_info_names_the_threshold(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(NACL)]) == 0
+    save_model(replace(model, training={}), tmp_path / "old.kqeq")
+    assert main(["info", str(tmp_path / "old.kqeq")]) == 0
     assert "extrapolation     beyond a measure of 1.75 (not calibrated)" in capsys.readouterr().out
     errors = {"upper": [1.0, 2.0], "median": [0.05, 0.2], "p95": [0.1, 0.4]}
     record = {"threshold": 2.5, "charges": {}, "charge_per_atom": [0, 0], "n_atoms": 99, "expected_force_error": errors}

@@ -60,8 +60,8 @@ class Fitted:
         without_held_out: the model before the held-out frames joined, without stage 5; None if there are none.
         held_out: places of these frames.
         level_determined: whether the level of chi could be told.
-        history: of each round: rms errors by quantity before it in units of sigma, the sum of squares after it, how much
-            it was damped, and whether the held-out frames took part.
+        history: of each round: rms errors by quantity before it in units of sigma, the sum of squares after it, how
+            much it was damped, and whether the held-out frames took part.
         regularisation: factors of the priors.
         physical: names of the fitted physical parameters with their values.
     """

