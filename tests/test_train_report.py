@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -22,20 +22,35 @@ from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
+from kqeq_md.train.config import Config, Data
 from kqeq_md.train.data import Frame
 from kqeq_md.train.report import diagnosis as diagnosis_module
 from kqeq_md.train.report import error_table, format_table, predict, without_charges
 from kqeq_md.train.report import folder as folder_module
+from kqeq_md.train.report.configuration import UNITS, configuration_lists
 from kqeq_md.train.report.content import ReportInput
 from kqeq_md.train.report.diagnosis import diagnose_model, smallest_neutral
+from kqeq_md.train.report.extrapolation import ENOUGH_ATOMS, limits_of_model
 from kqeq_md.train.report.figures import save
 from kqeq_md.train.report.folder import replaced, report_folder, write_report
 from kqeq_md.train.report.learning_curve import learning_curve, nested_order
-from kqeq_md.train.report.markup import json_tables, typeset
+from kqeq_md.train.report.markup import typeset, written
 from kqeq_md.train.report.panels import MOST_PANELS, Points, panels_by_charge, panels_by_group
 from kqeq_md.train.report.parity import CELLS, FAINTEST, cells, parity_figure
+from kqeq_md.train.report.rounds import rounds_of_fit
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_water"
+
+CALIBRATION = {
+    "threshold": 3.614, "quantiles": {"0.5": 1.25, "0.95": 1.79, "1": 3.56}, "n_atoms": 1370,
+    "charges": {"Na": [0.41, 0.9]}, "charge_per_atom": [-0.25, 0.125],
+    "expected_force_error": {"upper": [0.86, 3.56], "median": [0.0281, 0.111], "p95": [0.076, 0.29]},
+}  # fmt: skip
+
+HISTORY = [
+    {"round": 1, "rms_before": {"forces": 18.217}, "square": 65562.7, "damping": 10.0},
+    {"round": 2, "rms_before": {"forces": 0.97, "reference sum": 1.74}, "square": 55850.9, "damping": 0.0},
+]
 
 
 def silent(items, title):  # type: ignore[no-untyped-def]
@@ -288,8 +303,8 @@ def given(model: Model, frames: list[Frame]) -> ReportInput:
         others={"short range": without_charges(model), "no field term": model},
         blind_to_field=["no field term"],
         findings=["frame 3 is a copy of frame 1"],
-        calibration={"threshold": 1.75, "share_flagged": 0.05},
-        history=[{"objective": 3.25, "errors": {"forces": 0.5}}, {"objective": 1.5, "errors": {"forces": 0.25}}],
+        calibration=CALIBRATION,
+        history=HISTORY,
         learning_curve=learning_curve(frames, frames[:2], harder, silent),
     )
 
@@ -316,8 +331,8 @@ def test_the_page_says_everything(report: Path) -> None:
     page = Page((report / "report.html").read_text(encoding="utf-8"))
     for words in (
         "salt & <b>", "Q = -1", "with field", "group a", "short range", "no field term", "Point charges leave",
-        "frame 3 is a copy of frame 1", "threshold", "objective", "errors.forces", "hardness", "7.0e-05",
-        "descriptor.cutoff", "<train>.xyz", "Polarizability of chains of NaCl", "training frames", "undetermined",
+        "frame 3 is a copy of frame 1", "threshold of 3.61", "65562.7", "hardness", "7.0e-05",
+        "[descriptor]", "<train>.xyz", "Polarizability of chains of NaCl", "training frames", "undetermined",
         "meV/Å",
     ):  # fmt: skip
         assert words in page.text, words
@@ -395,10 +410,79 @@ def test_no_folder_of_another_kind_is_replaced(tmp_path: Path) -> None:
         report_folder(tmp_path / "x.report")
 
 
-def test_json_becomes_tables() -> None:
-    page = Page(json_tables({"a": {"b": 1.23456789}, "c": None, "rows": [{"x": True}, {"y": [1, 2]}]}))
-    assert page.pieces == ["a.b", "1.23457", "c", "–", "rows", "x", "y", "1", "yes", "–", "2", "–", "1, 2"]
+def test_values_and_units_as_they_are_printed() -> None:
+    assert [written(value) for value in (1.23456789, None, True, [1, 2])] == ["1.23457", "–", "yes", "1, 2"]
     assert typeset("3 A, m(eV/A^3), e A, A < B") == "3 Å, m(eV/Å³), e Å, A &lt; B"
+
+
+def cells_of(html: str) -> list[str]:
+    """Text of a table's body."""
+    body = html[html.index("<tbody>") : html.index("</table>")]
+    return Page(body).pieces
+
+
+def test_limits_say_what_they_rest_on() -> None:
+    parts = limits_of_model(CALIBRATION)
+    text = Page("".join(parts)).text
+    for words in (
+        "threshold of 3.61",
+        "1370 atoms",
+        "95 % up to 1.79",
+        "about 685 atoms",
+        "-0.25 and 0.125 e per atom",
+    ):
+        assert words in text, words
+    assert "median force error / eV/Å" in text
+    assert cells_of("".join(parts)) == ["0.86", "0.028", "0.076", "3.56", "0.111", "0.290"]
+    assert "Warning" not in text
+
+
+def test_limits_that_rest_on_few_atoms_warn() -> None:
+    for n_atoms, warned in ((ENOUGH_ATOMS - 1, True), (ENOUGH_ATOMS, False)):
+        text = Page("".join(limits_of_model({**CALIBRATION, "n_atoms": n_atoms}))).text
+        assert (f"{n_atoms} atoms, fewer than {ENOUGH_ATOMS}" in text) is warned
+
+
+def test_rounds_are_one_row_each() -> None:
+    html = "".join(rounds_of_fit(HISTORY, held_out=True))
+    assert cells_of(html) == ["1", "18.22", "–", "10", "65562.7", "2", "0.97", "1.74", "0", "55850.9"]
+    text = Page(html).text
+    assert "0 is a full step" in text
+    assert "rms of reference sum before / σ" in text
+    assert "The last round fits the held-out frames too" in text
+    assert "held-out" not in "".join(rounds_of_fit(HISTORY, held_out=False))
+
+
+def test_configuration_has_the_tables_of_its_file() -> None:
+    config = {
+        "data": {"train": ["A.xyz", "b/A"], "test": [], "keys": {"forces": "F"}, "groups": [{"weight": 2.0}]},
+        "seed": 3, "kernel": {"zeta": 2}, "fit": {"sigma_forces": 0.05}, "tune": {},
+        "charges": {"hardness": {"H": 5.0, "O": 6}, "compliance": None},
+    }  # fmt: skip
+    html = configuration_lists(config)
+    assert Page(html).pieces == [
+        "seed", "3",
+        "[data]", "train", "A.xyz, b/A", "test", "none", "[data.keys]", "forces", "F", "[[data.groups]]", "weight", "2",
+        "[kernel]", "zeta", "2", "[fit]", "sigma_forces", "0.05 eV/Å",
+        "[charges]", "hardness", "H 5, O 6 eV/e²", "compliance", "by default",
+    ]  # fmt: skip
+
+
+def test_every_unit_of_the_configuration_is_of_a_key() -> None:
+    known = asdict(Config(Data(["train.xyz"])))
+    for name, units in UNITS.items():
+        assert set(units) <= set(known[name]), name
+
+
+def test_without_test_set_the_page_says_so(given: ReportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots take most of the time
+    alone = replace(given, sets={"train": given.sets["train"]}, findings=[], learning_curve=None)
+    for name, report_input, said in (("with", given, False), ("without", alone, True)):
+        write_report(tmp_path / name, report_input, silent)
+        text = Page((tmp_path / name / "report.html").read_text(encoding="utf-8")).text
+        assert ("There is no test set: these are errors on the frames" in text) is said
+        assert ("has found nothing odd" in text) is said
+        assert ("has found 1 kind of oddity" in text) is not said
 
 
 # ---------------------------------------------------------------- the diagnosis

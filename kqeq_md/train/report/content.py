@@ -34,8 +34,8 @@ class ReportInput:
         others: models to be compared with it on the same frames, by a name that says what they are.
         blind_to_field: names of those `others` that are computed without the frames' fields.
         findings: of the check of the data, one sentence each.
-        calibration: of the extrapolation measure, JSON.
-        history: of the fit, one entry for each round, JSON.
+        calibration: of the extrapolation measure, as `train.calibration.calibrate` returns it.
+        history: of the fit, as `train.fit.Fitted` has it.
         learning_curve: as `learning_curve` returns it.
     """
 

@@ -1,10 +1,10 @@
-"""Small pieces of HTML: tables, figures, and JSON as tables."""
+"""Small pieces of HTML: paragraphs, lists, tables, figures."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -39,6 +39,11 @@ def paragraph(text: str) -> str:
     return f"<p>{typeset(text)}</p>\n"
 
 
+def warning(text: str) -> str:
+    """A paragraph that must not be missed."""
+    return f'<p class="warning"><strong>Warning:</strong> {typeset(text)}</p>\n'
+
+
 def bullets(lines: Sequence[str]) -> str:
     """A list."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n"
@@ -61,32 +66,13 @@ def figure(png: bytes, words: str) -> str:
     )
 
 
-def json_tables(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], caption: str = "") -> str:
-    """Any JSON object as a table of names and values, any list of objects as one row each."""
-    if not isinstance(value, Mapping):
-        flat = [flattened(entry) for entry in value]
-        names = list(dict.fromkeys(name for entry in flat for name in entry))
-        rows = [[str(number), *(written(entry.get(name)) for name in names)] for number, entry in enumerate(flat, 1)]
-        return table(["", *names], rows, caption)
-    lists = {name: entry for name, entry in value.items() if _is_records(entry)}
-    rest = flattened({name: entry for name, entry in value.items() if name not in lists})
-    out = table(["", ""], [[name, written(entry)] for name, entry in rest.items()], caption, False) if rest else ""
-    return out + "".join(json_tables(entry, name) for name, entry in lists.items())
-
-
-def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, names joined by points."""
-    out: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, Mapping):
-            out |= flattened(entry, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = entry
-    return out
+def definitions(pairs: Sequence[tuple[str, str]]) -> str:
+    """A list of names, each with its value, which is HTML already."""
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>\n" for name, value in pairs) + "</dl>\n"
 
 
 def written(value: Any) -> str:
-    """A number, text or short list as it stands in a table: six digits of what is no whole number."""
+    """A number, text or short list as it stands in a table or list: six digits of what is no whole number."""
     if value is None:
         return "–"  # a dash in place of what is not there
     if isinstance(value, bool):
@@ -96,7 +82,3 @@ def written(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(written, value)) if len(value) <= LONGEST_LIST else f"{len(value)} entries"
     return str(value)
-
-
-def _is_records(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(entry, Mapping) for entry in value)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kqeq_md.train.report.configuration import configuration_lists
 from kqeq_md.train.report.diagnosis import DIAGNOSIS, LETTERS, Findings
-from kqeq_md.train.report.markup import bullets, figure, json_tables, paragraph, section, table, typeset, written
+from kqeq_md.train.report.extrapolation import limits_of_model
+from kqeq_md.train.report.markup import bullets, figure, paragraph, section, table, typeset, warning, written
 from kqeq_md.train.report.predictions import PER_ATOM, QUANTITIES
+from kqeq_md.train.report.rounds import rounds_of_fit
 from kqeq_md.train.report.style import STYLE
 from kqeq_md.train.report.text import NAMES, cell, remarks, table_rows, thousandth
 
@@ -17,6 +20,10 @@ PARITY = (
     "Each point is one label. Below each panel stands the difference Δ, model less reference; what lies further than "
     "six times the RMSE from zero is drawn at the edge and counted. Energies are shown without the model's constants "
     "of the elements, dipoles about the centre of the atoms."
+)
+NO_TEST_SET = (
+    "There is no test set: these are errors on the frames that the model was trained on. On other frames they are "
+    "larger."
 )
 
 
@@ -36,7 +43,7 @@ def page(content: Mapping[str, Any], found: Findings, images: Mapping[str, bytes
         section("Errors by element", *_by_element(content)),
         section("Learning curve", *_learning_curve(content, images)),
         section("Diagnosis", *_diagnosis(found, images)),
-        section("Extrapolation", json_tables(content["calibration"]) if "calibration" in content else ""),
+        section("Extrapolation", *(limits_of_model(content["calibration"]) if "calibration" in content else [])),
         section("Data", *_data(content)),
         section("Model", *_model(content)),
         section("Training", *_training(content)),
@@ -73,7 +80,7 @@ def error_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], caption: str, at_l
 
 
 def _errors(content: Mapping[str, Any]) -> list[str]:
-    out = []
+    out = [] if "test" in content["errors"] else [warning(NO_TEST_SET)]
     for name, errors in reversed(content["errors"].items()):
         out.append(error_rows(table_rows(errors), f"{name} set"))
         out += [paragraph(f"{line[0].upper()}{line[1:]}.") for line in remarks(errors)]
@@ -178,11 +185,24 @@ def _data(content: Mapping[str, Any]) -> list[str]:
         if len(names) > 1 or (names and key == "groups"):
             counts = [[name, *(str(entry[key].get(name, 0)) for entry in data.values())] for name in names]
             out.append(table([words, *(f"{name} frames" for name in data)], counts))
-    if content["findings"]:
-        out += ["<h3>Findings</h3>\n", bullets(content["findings"])]
+    out += _findings(content["findings"])
     if hashes := content["training"].get("data_sha256"):
         out.append(table(["file", "SHA-256"], list(hashes.items()), numbers=False))
     return out
+
+
+def _findings(findings: Sequence[str]) -> list[str]:
+    """How many there are, and what they say; letters of file names are no units."""
+    if not findings:
+        return [paragraph("The check of the data before the training has found nothing odd.")]
+    kinds = f"{len(findings)} kind{'' if len(findings) == 1 else 's'}"
+    return [
+        "<h3>Findings</h3>\n",
+        paragraph(
+            f"The check of the data before the training has found {kinds} of oddity. Not all of it need be mistakes."
+        ),
+        bullets([line.replace("eV/A", "eV/Å") for line in findings]),
+    ]
 
 
 def _model(content: Mapping[str, Any]) -> list[str]:
@@ -207,8 +227,10 @@ def _training(content: Mapping[str, Any]) -> list[str]:
     training, out = content["training"], []
     if training.get("level_determined") is False:
         out.append(paragraph("The level of the electronegativity, and so ionisation energies, are undetermined."))
+    config = training.get("config")
     if "history" in content:
-        out.append(json_tables(content["history"], "rounds of the fit"))
-    if "config" in training:
-        out.append(json_tables(training["config"], "configuration"))
+        held_out = config is not None and config.get("fit", {}).get("held_out", 0.0) > 0.0
+        out += ["<h3>Rounds of the fit</h3>\n", *rounds_of_fit(content["history"], held_out)]
+    if config is not None:
+        out += ["<h3>Configuration</h3>\n", configuration_lists(config)]
     return out

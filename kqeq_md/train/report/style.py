@@ -15,6 +15,14 @@ h2 { font-size: 1.2rem; margin: 2.75rem 0 .6rem; padding-top: .6rem; border-top:
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 p { max-width: 46rem; margin: .5rem 0; }
 ul { max-width: 46rem; margin: .5rem 0; padding-left: 1.25rem; }
+h4 { font-size: .86rem; margin: 1rem 0 .25rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .25rem 0; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+.settings { columns: 19rem; column-gap: 2.5rem; }
+.settings div { break-inside: avoid; }
+.warning { border-left: 3px solid #c77700; padding-left: .7rem; }
 .lead { color: var(--soft); }
 .key { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
 .key div { background: var(--shade); border-radius: 6px; padding: .6rem .8rem; }
