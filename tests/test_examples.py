@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.io import read, write
 
 from kqeq_md.demo import read_thermo, run_demo
 from kqeq_md.models import NACL
@@ -103,9 +105,10 @@ def test_ipi_example_runs(tmp_path: Path) -> None:
 
 
 def test_training_example_runs(tmp_path: Path) -> None:
-    """The README's commands on the shipped data, with fewer sparse points."""
-    for name in ("run.sh", "train.xyz", "test.xyz", "bulk_train.xyz", "bulk_test.xyz"):
-        shutil.copy(EXAMPLES / "train_nacl" / name, tmp_path)
+    """The README's commands on a part of the shipped data, with fewer sparse points."""
+    shutil.copy(EXAMPLES / "train_nacl" / "run.sh", tmp_path)
+    for name in ("train.xyz", "test.xyz", "bulk_train.xyz", "bulk_test.xyz"):
+        write(tmp_path / name, read(EXAMPLES / "train_nacl" / name, "::7"), format="extxyz")
     config = (EXAMPLES / "train_nacl" / "nacl.toml").read_text()
     assert "sparse_points = 300" in config
     (tmp_path / "nacl.toml").write_text(config.replace("sparse_points = 300", "sparse_points = 20"))
@@ -138,6 +141,42 @@ def test_melt_of_512_atoms_drifts_less_than_1e_3(tmp_path: Path) -> None:
     slope, error = printed_drift(tmp_path)
     assert abs(slope) < 1e-3
     assert error < 1e-3
+
+
+def test_hold_bulk_watches_the_limits(tmp_path: Path) -> None:
+    """A tenth of a picosecond of the melt; a model that calls everything foreign fails."""
+    from kqeq_md.examples.hold_bulk import main
+    from kqeq_md.model import load_model, save_model
+
+    assert main(["nacl", str(NACL), "--ps", "0.4", "--json"]) == 0
+    model = load_model(NACL)
+    record = {**model.training["extrapolation"], "threshold": 0.01}
+    save_model(replace(model, training={**model.training, "extrapolation": record}), tmp_path / "timid.kqeq")
+    assert main(["nacl", str(tmp_path / "timid.kqeq"), "--ps", "0.4"]) == 1
+
+
+def test_training_benchmark_measures_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its case of clusters with few frames and points: test, train, without charges, without field; other cases say
+    which set they miss."""
+    from kqeq_md.examples import benchmark_training
+
+    folder = tmp_path / "gfn2_nacl_field"
+    folder.mkdir()
+    frames = [atoms for atoms in read(EXAMPLES / "train_nacl" / "train.xyz", ":") if len(atoms) <= 8]
+    write(folder / "train.xyz", frames[::2][:40], format="extxyz")
+    write(folder / "test.xyz", frames[1::2][:20], format="extxyz")
+    usual = benchmark_training.NACL
+    small = replace(usual, soap={**usual.soap, "n_max": 3, "l_max": 2}, kernel={"sparse_points": 15})
+    benchmark_training.NACL, out = small, tmp_path / "out.json"
+    try:
+        assert benchmark_training.main([str(tmp_path), "--cases", "nacl", "carbon", "--json", str(out)]) == 0
+    finally:
+        benchmark_training.NACL = usual
+    found = json.loads(out.read_text())
+    assert set(found["nacl"]) > {"test", "train", "test, no charges", "test, no field", "physical"}
+    assert found["nacl"]["test"]["energy_per_atom"] < found["nacl"]["test, no charges"]["energy_per_atom"]
+    assert "does not exist" in found["carbon"]["skipped"]
+    assert "meV/atom" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- README
