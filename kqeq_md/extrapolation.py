@@ -140,8 +140,10 @@ class Limits:
         return self._scaled(np.abs(charges - 0.5 * (low + high)) / half)
 
     def far(self, distance: Floats) -> Floats:
-        """What the distance alone makes of the measure, shape (n,): the threshold at LARGEST_MEASURE."""
-        return self._scaled((1.0 + TOLERATED) / LARGEST_MEASURE * distance)
+        """What the distance alone makes of the measure, shape (n,): the threshold at LARGEST_MEASURE, linear about it."""
+        beyond = (1.0 + TOLERATED) / LARGEST_MEASURE * distance - 1.0
+        out: Floats = self.threshold * np.maximum(beyond, 0.0) / TOLERATED
+        return out
 
     def beyond_total(self, charge: float, n_atoms: int) -> float:
         """The same of the total charge (e) of so many atoms."""

@@ -127,7 +127,7 @@ def test_foreign_surroundings_count_where_the_threshold_is_high() -> None:
     limits = Limits(10.0, np.zeros((1, 2)), np.zeros(2))
     far = limits.far(np.array([1.0, LARGEST_MEASURE / 1.5, LARGEST_MEASURE, 2.0]))
     np.testing.assert_allclose(far[:3], [0.0, 0.0, 10.0], atol=1e-12)  # rounding
-    assert far[3] > 10.0
+    assert far[3] == pytest.approx(10.0 * (1.5 * 2.0 / LARGEST_MEASURE - 1.0) / 0.5)
     chlorine = Structure(np.array([17, 17]), np.array([[0.0, 0, 0], [0, 0, 2.0]]))
     potential = Potential(NACL)
     assert potential.extrapolation(chlorine).max() > potential.largest_measure
