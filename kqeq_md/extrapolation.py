@@ -140,7 +140,7 @@ class Limits:
         return self._scaled(np.abs(charges - 0.5 * (low + high)) / half)
 
     def far(self, distance: Floats) -> Floats:
-        """What the distance alone makes of the measure, shape (n,): the threshold at LARGEST_MEASURE, linear about it."""
+        """What the distance alone makes of the measure, shape (n,): linear, the threshold at LARGEST_MEASURE."""
         beyond = (1.0 + TOLERATED) / LARGEST_MEASURE * distance - 1.0
         out: Floats = self.threshold * np.maximum(beyond, 0.0) / TOLERATED
         return out
