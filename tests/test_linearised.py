@@ -72,7 +72,7 @@ def test_rows_are_the_derivative_of_the_model(charges: str, boundary: str, model
     weights = [now.charges, *([] if now.reference_gradient is None else [now.reference_gradient]), np.ones(8)]
     designs = force_design(batch, Descriptor(model.terms[0].soap, 2), unknowns.basis, weights)
     kernel = with_constants(unknowns, batch)
-    blocks = {name: rows for name, rows, _ in JointRows(unknowns, ONE, batch, kernel, designs).of(0, frame, now, None)}
+    blocks = {name: rows for name, rows, _ in JointRows(unknowns, ONE, batch, kernel, designs).of(0, now)}
     blocks["energy"] = 8.0 * blocks["energy"]  # rows are per atom
 
     rng, step = np.random.default_rng(0), 1e-4

@@ -60,7 +60,7 @@ def composition_design(frames: Sequence[Frame]) -> Floats:
     One column per composition and charge where frames share them, else atoms per element and one column per charge.
     """
     numbers = np.unique(np.concatenate([frame.structure.numbers for frame in frames]))
-    counts = np.array([[np.count_nonzero(f.structure.numbers == z) for z in numbers] for f in frames], dtype=np.float64)
+    counts = compositions(frames, numbers.tolist())
     charges = np.array([frame.structure.charge for frame in frames])
     _, group = np.unique(np.column_stack([counts, charges]), axis=0, return_inverse=True)
     group = group.ravel()

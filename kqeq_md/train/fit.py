@@ -38,7 +38,7 @@ from kqeq_md.train.physical_fit import fit_physical
 from kqeq_md.train.regularisation import Regularisation, choose_factors
 from kqeq_md.train.short_fit import ShortFit
 from kqeq_md.train.start import basis_of, blank_model, choose_basis, held_out_places
-from kqeq_md.train.unknowns import SHORT, WIDE, Unknowns, prior_of, unknowns_of
+from kqeq_md.train.unknowns import SHORT, WIDE, prior_of, unknowns_of
 
 MOST_FRAMES = 200
 """Physical parameters are few: so many frames, spread evenly, tell them as well as all."""
@@ -166,7 +166,7 @@ class _Fit:
         x, unknowns = np.zeros(self.unknowns.size), self.unknowns
         equations = NormalEquations(unknowns.charged)
         for frames in self.progress(self.batches, "charges"):
-            kernels = self._kernels(unknowns, frames)
+            kernels = kernels_of(unknowns, self.descriptor, frames)
             known = [pair for pair in zip(frames, kernels, strict=True) if pair[0].place not in self.held_out]
             for part in answers(unknowns, known, x):
                 add_blocks(equations, charge_rows(self.config.fit, part), np.zeros(unknowns.charged))
@@ -190,9 +190,6 @@ class _Fit:
         self.checkpoint.keep("physical", x=x)
         return with_physical(self.blank, self.parameters, x)
 
-    def _kernels(self, unknowns: Unknowns, frames: Sequence[Frame]) -> list[Floats]:
-        return kernels_of(unknowns, self.descriptor, frames)
-
     def _rounds(self, x: Floats) -> _Rounds:
         """Stage 4."""
         state = _Rounds.begin(x, len(self.unknowns.columns)).recalled(self.checkpoint)
@@ -203,8 +200,7 @@ class _Fit:
             if number == 1 and self.config.fit.regularisation == "held_out":
                 state = replace(state, regularisation=self._choose(around.fitted, around.held_out, state.x))
             prior, last = self._prior(state.regularisation.factors), number == rounds or state.settled
-            every = around.fitted + around.held_out if last else around.fitted
-            step = self.joint.improve(every, prior, state.x, everyone=last)
+            step = self.joint.improve(around, prior, state.x, everyone=last)
             without = self.joint.solve(around.fitted, prior, state.x, step.damping) if last else step.x
             record = {
                 "round": number, "rms_before": around.rms, "square": step.square, "damping": step.damping,

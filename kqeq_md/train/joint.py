@@ -22,19 +22,19 @@ import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError, KqeqError
-from kqeq_md.potential import Potential, restored
+from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
 from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.charge_response import ACCURACY, TIGHT, charge_response
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Batch, Progress, force_design, make_batch
-from kqeq_md.train.linearised import Linearised, linearise, polarizability
+from kqeq_md.train.linearised import Linearised, learned_reference, linearise, polarizability
 from kqeq_md.train.molecules import for_each
 from kqeq_md.train.normal_equations import NormalEquations
 from kqeq_md.train.physical import bounds_of
 from kqeq_md.train.rows import Block, JointRows, present_blocks
-from kqeq_md.train.unknowns import REFERENCE, Unknowns
+from kqeq_md.train.unknowns import Unknowns
 
 FIXED = 1e-6
 """Prior of a parameter that stays where it is."""
@@ -55,13 +55,14 @@ class Around:
 
     Attributes:
         fitted, held_out: equations of the frames that are fitted, and of those that are not, for the new x.
-        square: sum (label - model(x))^2 / sigma^2 of the fitted frames.
+        square, held_out_square: sum (label - model(x))^2 / sigma^2 of the fitted frames, and of the others.
         rms: of the label errors in units of sigma, by quantity, of the fitted frames.
     """
 
     fitted: NormalEquations
     held_out: NormalEquations
     square: float
+    held_out_square: float
     rms: dict[str, float]
 
 
@@ -93,6 +94,7 @@ class JointFit:
         """
         fitted, held_out = NormalEquations(self.unknowns.size), NormalEquations(self.unknowns.size)
         squares: dict[str, list[float]] = {}
+        held_out_square = 0.0
         potential = Potential(self.unknowns.model(x), ACCURACY, TIGHT, threads=1)
         for frames in self.progress(self.batches, title):
             batch = make_batch(frames, self.descriptor, potential.model.cutoff, potential.model.numbers)
@@ -105,24 +107,27 @@ class JointFit:
                     if (frame.place in self.held_out) is is_held_out
                 ]
                 add_blocks(equations, chosen, x)
-                for name, _, rest in chosen if not is_held_out else ():
-                    squares.setdefault(name, []).extend((rest**2).tolist())
+                for name, _, rest in chosen:
+                    if is_held_out:
+                        held_out_square += float(rest @ rest)
+                    else:
+                        squares.setdefault(name, []).extend((rest**2).tolist())
         rms = {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()}
-        return Around(fitted, held_out, float(sum(map(sum, squares.values()))), rms)
+        return Around(fitted, held_out, float(sum(map(sum, squares.values()))), held_out_square, rms)
 
-    def improve(
-        self, equations: NormalEquations, prior: Floats, x: Floats, everyone: bool = False, farthest: float = 0.0
-    ) -> Step:
+    def improve(self, around: Around, prior: Floats, x: Floats, everyone: bool = False, farthest: float = 0.0) -> Step:
         """The step that lowers the sum of squares most, of those with more and more damping; none if none does.
 
         Args:
-            equations: around x.
+            around: the problem around x.
             prior: of all unknowns.
             x: the present ones.
             everyone: whether the held-out frames count too.
             farthest: that physical parameters may move.
         """
-        start = self.square(x, prior, everyone)
+        equations, start = around.fitted, around.square + float(((x / prior) ** 2).sum())
+        if everyone:
+            equations, start = equations + around.held_out, start + around.held_out_square
         best, found = Step(x, start, 0.0), False
         for damping in DAMPING:
             candidate = self.solve(equations, prior, x, damping, farthest)
@@ -171,10 +176,7 @@ class JointFit:
                 alpha = polarizability(state, response, np.zeros(0, dtype=np.int64), []).value
         except KqeqError:  # too far: no minimum, or no finite number
             return float("inf")
-        reference = None
-        if self.unknowns.start.learned_reference:
-            reference = restored(state.local.reference_charge, state.order)
-        blocks = present_blocks(self.fit, frame, result, reference, alpha)
+        blocks = present_blocks(self.fit, frame, result, learned_reference(state), alpha)
         return float(sum(rest @ rest for _, _, rest in blocks))
 
     def _blocks(self, potential: Potential, batch: Batch, x: Floats) -> list[list[Block]]:
@@ -182,23 +184,12 @@ class JointFit:
         kernel = with_constants(self.unknowns, batch)
         now = for_each(potential, batch.frames, self._linearised)
         weights = [np.concatenate([one.charges for one in now])]
-        reference = None
         if self.unknowns.start.learned_reference:
             weights.append(np.concatenate([given(one.reference_gradient) for one in now]))
-            fixed = potential.model.reference_charge  # the kernel's constants are in the model's
-            reference = (
-                kernel[:, : self.unknowns.basis.size] @ x[self.unknowns.of(REFERENCE)][: self.unknowns.basis.size]
-            )
-            reference = reference + fixed[batch.species]
         weights.append(np.ones(len(batch.species)))
         designs = force_design(batch, self.descriptor, self.unknowns.basis, weights)
         rows = JointRows(self.unknowns, self.fit, batch, kernel, designs)
-
-        def of(f: int) -> list[Block]:
-            own = None if reference is None else reference[batch.atoms(f)]
-            return rows.of(f, batch.frames[f], now[f], own)
-
-        return in_parallel(of, range(len(batch.frames)), kernel_threads())
+        return in_parallel(lambda f: rows.of(f, now[f]), range(len(batch.frames)), kernel_threads())
 
     def _linearised(self, potential: Potential, frame: Frame) -> Linearised:
         try:

@@ -36,6 +36,7 @@ class Linearised:
         energy: eV. forces: eV/Angstrom, shape (n, 3). charges: e, shape (n,).
         virial: eV, shape (3, 3); None where it is not defined.
         reference_gradient: psi, eV/e, shape (n,); None where y is not learned.
+        reference: y, e, shape (n,), likewise.
         charges_by_input: shape (n, I + K).
         forces_by_input: shape (3 n, I + K), without the change of gradients.
         energy_by_parameter: eV, shape (K,).
@@ -47,6 +48,7 @@ class Linearised:
     charges: Floats
     virial: Floats | None
     reference_gradient: Floats | None
+    reference: Floats | None
     charges_by_input: Floats
     forces_by_input: Floats
     energy_by_parameter: Floats
@@ -87,11 +89,19 @@ def linearise(
     return Linearised(
         result.energy, result.forces, result.charges, result.virial,
         None if psi is None else restored(psi, order),
+        learned_reference(state),
         _columns_restored(restored(charges_by_input, order), columns),
         _columns_restored(restored(forces_by_input, order), columns).reshape(3 * n, -1),
         by_x.energy,
         polarizability(state, response, species, parameters) if polarizable else None,
     )  # fmt: skip
+
+
+def learned_reference(state: Equilibrated) -> Floats | None:
+    """y of each atom of a frame, e, shape (n,); None where it is not learned."""
+    if state.reference_gradient is None:
+        return None
+    return restored(state.local.reference_charge, state.order)
 
 
 def _columns_restored(values: Floats, columns: Ints) -> Floats:

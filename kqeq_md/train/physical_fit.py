@@ -74,7 +74,7 @@ def fit_physical(
     silent = JointFit(unknowns, fit, descriptor, split_into_batches(frames), frozenset(), lambda items, _: items)
     for number in progress(range(ROUNDS), "physical parameters, rounds at most"):
         around = silent.around(x, "")
-        step = silent.improve(around.fitted, prior, x, farthest=LARGEST_STEP if number > 0 else 0.0)
+        step = silent.improve(around, prior, x, farthest=LARGEST_STEP if number > 0 else 0.0)
         settled = number > 0 and step.square > (1.0 - SETTLED) * (around.square + float(((x / prior) ** 2).sum()))
         x = step.x
         if settled:

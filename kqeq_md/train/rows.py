@@ -128,15 +128,9 @@ class JointRows:
         self._unknowns, self._fit, self._batch = unknowns, fit, batch
         self._kernel, self._designs = kernel, designs
 
-    def of(self, f: int, frame: Frame, now: Linearised, reference: Floats | None) -> list[Block]:
-        """Rows of frame f.
-
-        Args:
-            f: its number in the batch.
-            frame: its labels.
-            now: the frame around the present model.
-            reference: y of its atoms, e, shape (n,); None where it is not learned.
-        """
+    def of(self, f: int, now: Linearised) -> list[Block]:
+        """Rows of frame f of the batch, from what it is around the present model."""
+        frame = self._batch.frames[f]
         rows, kernel = FrameRows(self._fit, frame), self._kernel[self._batch.atoms(f)]
         out = rows.charges(self._padded(self._by_weights(now.charges_by_input, kernel)), now.charges)
         if frame.energy is not None:
@@ -149,10 +143,10 @@ class JointRows:
             by_x = np.zeros((3, 3, self._unknowns.size))
             by_x[..., self._unknowns.physical] = now.polarizability.by_parameter
             out.append(rows.polarizability(by_x, now.polarizability.value))
-        if reference is not None:
+        if now.reference is not None:
             by_x = np.zeros((len(kernel), self._unknowns.size))
             by_x[:, self._unknowns.of(REFERENCE)] = kernel
-            out += rows.reference(by_x, reference)
+            out += rows.reference(by_x, now.reference)
         return out
 
     def _by_weights(self, by_input: Floats, kernel: Floats) -> Floats:

@@ -45,7 +45,7 @@ def settled(joint: JointFit, prior: np.ndarray, rounds: int = 8) -> np.ndarray:
     """The minimum."""
     x = np.zeros(joint.unknowns.size)
     for _ in range(rounds):
-        x = joint.improve(joint.around(x, "").fitted, prior, x).x
+        x = joint.improve(joint.around(x, ""), prior, x).x
     return x
 
 
@@ -122,7 +122,7 @@ def test_a_round_around_the_solution_stays_there(name: str, sets: Any, model: Mo
     maker = maker_of(name, sets, model)
     joint, prior = joint_fit(sets, maker, foreign(sets.random_clusters(6, 6, maker, True), 0.02))
     x = settled(joint, prior)
-    step = joint.improve(joint.around(x, "").fitted, prior, x)
+    step = joint.improve(joint.around(x, ""), prior, x)
     assert step.square == pytest.approx(joint.square(x, prior, everyone=False), rel=1e-6)
     now, then = (Potential(joint.unknowns.model(at)) for at in (x, step.x))
     structure = joint.batches[0][0].structure
@@ -140,7 +140,7 @@ def test_no_round_climbs(name: str, sets: Any, model: Model) -> None:
     x[joint.unknowns.physical] = 0.0
     squares = [joint.square(x, prior, everyone=False)]
     for _ in range(4):
-        step = joint.improve(joint.around(x, "").fitted, prior, x, farthest=0.3)
+        step = joint.improve(joint.around(x, ""), prior, x, farthest=0.3)
         assert step.square == pytest.approx(joint.square(step.x, prior, everyone=False), rel=1e-12)
         squares.append(step.square)
         x = step.x

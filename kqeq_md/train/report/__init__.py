@@ -1,6 +1,6 @@
 """What a trained model is worth: errors on labelled frames, and the report that `kqeq train` writes beside it."""
 
-from kqeq_md.train.report.errors import QUANTITIES, error_table, evaluate, evaluate_local_part, point_charge_floor
+from kqeq_md.train.report.errors import QUANTITIES, error_table, evaluate, point_charge_floor
 from kqeq_md.train.report.predictions import Prediction, predict, without_charges
 from kqeq_md.train.report.text import format_table
 
@@ -9,7 +9,6 @@ __all__ = [
     "Prediction",
     "error_table",
     "evaluate",
-    "evaluate_local_part",
     "format_table",
     "point_charge_floor",
     "predict",

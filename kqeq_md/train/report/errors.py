@@ -12,7 +12,7 @@ from kqeq_md.model import Model
 from kqeq_md.structure import Floats
 from kqeq_md.train.data import Frame
 from kqeq_md.train.design import Progress
-from kqeq_md.train.report.predictions import PER_ATOM, QUANTITIES, Prediction, predict, without_charges
+from kqeq_md.train.report.predictions import PER_ATOM, QUANTITIES, Prediction, predict
 from kqeq_md.units import COULOMB_CONSTANT
 
 WITH, WITHOUT = "with", "without"
@@ -44,11 +44,6 @@ def evaluate(
         KqeqError: naming the frame.
     """
     return error_table(frames, predict(model, frames, progress, charges, fragments, with_response))
-
-
-def evaluate_local_part(model: Model, frames: Sequence[Frame]) -> dict[str, Any]:
-    """The same table for the short range alone, as if there were no charges."""
-    return error_table(frames, predict(without_charges(model), frames, lambda items, _: items))
 
 
 def error_table(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict[str, Any]:
