@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kqeq_md import __version__
 from kqeq_md.errors import KqeqError
 from kqeq_md.threads import kernel_threads, start_with_one_blas_thread
 
 if TYPE_CHECKING:
-    from kqeq_md.model import Model, SoapTerm
+    from kqeq_md.model import Model
     from kqeq_md.structure import Structure
 
 
@@ -63,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         help="search for hyperparameters",
         description="Search for a descriptor (cutoff, sigma, radial_scale, n_max, l_max), zeta and priors from a TOML "
         "configuration on: reduced fits, measured on training frames that they do not see (whole compositions and "
-        "stretches of trajectories). Test files are never read. The trials depend on the seed alone; the clock ends "
-        "the search. They are kept in BEST.trials.jsonl, and the same command goes on from there.",
+        "stretches of trajectories) by the geometric mean of sqrt(1 + (rms error / sigma)^2) over energies, forces, "
+        "charges and dipoles, sigma as in [fit]. Test files are never read. The trials depend on the seed alone; the "
+        "clock ends the search. They are kept in BEST.trials.jsonl, and the same command goes on from there.",
     )
     tune.add_argument("config", metavar="CONFIG.toml", type=Path)
     tune.add_argument("-o", "--output", metavar="BEST.toml", required=True, type=Path, help="for `kqeq train`")
@@ -190,6 +191,7 @@ def _set_threads(threads: int | None) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import save_model
+    from kqeq_md.progress import progress
     from kqeq_md.train.config import read_config
     from kqeq_md.train.report.folder import HTML, content_of, report_folder, write_report
     from kqeq_md.train.run import train
@@ -201,7 +203,7 @@ def _train(arguments: argparse.Namespace) -> int:
     folder = None if arguments.no_report else report_folder(arguments.output)
     checkpoint = arguments.output.with_name(f"{arguments.output.name}.checkpoint")
     try:
-        trained = train(config, _progress, checkpoint, arguments.learning_curve)
+        trained = train(config, progress, checkpoint, arguments.learning_curve)
     except KeyboardInterrupt:
         if checkpoint.is_file():
             sys.stderr.write(f"kqeq: the same command goes on from {checkpoint}\n")
@@ -212,9 +214,9 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"\nwrote {arguments.output}", flush=True)
     report = replace(trained.report, name=arguments.output.stem)
     if folder is not None:
-        content = write_report(folder, report, _progress)
+        content = write_report(folder, report, progress)
     elif arguments.json:
-        content, *_ = content_of(report, _progress)
+        content, *_ = content_of(report, progress)
     if arguments.json:
         print(json.dumps(content, indent=1))
     elif folder is not None:
@@ -262,20 +264,24 @@ def _check_output(path: Path, name: str = "--output", inputs: Sequence[str | Pat
 
 def _eval(arguments: argparse.Namespace) -> int:
     from kqeq_md.charges.charge_model import CONNECTIVITY
-    from kqeq_md.model import load_model
+    from kqeq_md.model import load_model, reading
+    from kqeq_md.progress import progress
     from kqeq_md.train.config import Keys, Units
     from kqeq_md.train.data import read_frames
+    from kqeq_md.train.plausible import unit_doubts
     from kqeq_md.train.report import evaluate, format_table
 
     model = load_model(arguments.model)
-    data = model.training.get("config", {}).get("data", {})
-    keys, units = Keys(**data.get("keys", {})), Units(**data.get("units", {}))
+    with reading("training"):
+        data = model.training.get("config", {}).get("data", {})
+        keys, units = Keys(**data.get("keys", {})), Units(**data.get("units", {}))
+        field_term = bool(data.get("field_term", True))
     fragments = arguments.fragments
     numbers = None if fragments == CONNECTIVITY else fragments
-    frames = read_frames(
-        arguments.data, keys, numbers, not arguments.response, units, field_term=data.get("field_term", True)
-    )
-    table = evaluate(model, frames, _progress, arguments.charges, fragments is not None, arguments.response)
+    frames = read_frames(arguments.data, keys, numbers, not arguments.response, units, field_term)
+    for doubt in unit_doubts(frames, units):
+        logging.getLogger("kqeq_md").warning("units are those of the training files, but %s", doubt)
+    table = evaluate(model, frames, progress, arguments.charges, fragments is not None, arguments.response)
     print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
     return 0
 
@@ -347,66 +353,12 @@ def _select(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import load_model, model_header
-    from kqeq_md.train.report import QUANTITIES
+    from kqeq_md.train.report.description import describe
 
     model = load_model(arguments.model)
-    header = model_header(model)
-    if arguments.json:
-        print(json.dumps(header, indent=1))
-        return 0
-    kind = "kQEq model" if model.has_charges else "short-range potential without charges"
-    print(f"{arguments.model}: {kind}, format {header['version']}")
-    print(f"species           {', '.join(model.species)}")
-    if "imported" in model.training:
-        print(f"imported from      {model.training['imported']} {model.training['label']}")
-        for symbol, energy in zip(model.species, model.atom_energy, strict=True):
-            print(f"{symbol:<18}e0 {energy:.10g} eV")
-    for number, term in enumerate(model.terms, 1):
-        if len(model.terms) > 1:
-            print(f"term {number}")
-        _print_term(model.species, term)
-    for pair in model.pair_terms:
-        elements = "-".join(model.species[index] for index in pair.species)
-        print(f"{elements:<18}pair term of {len(pair.points)} points, cutoff {pair.cutoff:g} A")
-    if model.has_charges:
-        for symbol, hardness, width in zip(model.species, model.hardness, model.gaussian_width, strict=True):
-            print(f"{symbol:<18}hardness {hardness:g} eV/e^2, Gaussian width {width:.3f} A")
-    if (error := model.training.get("low_rank_force_error")) is not None:
-        print(f"low rank          forces change by {error:.1e} of their rms")
-    learned = ", learned reference charges" if model.learned_reference else ""
-    print(f"{'charges':<18}{model.charges}{learned}")
-    for name, table in model.training.get("errors", {}).items():
-        errors = ", ".join(
-            f"{key} {entry['rmse']:.4g} {QUANTITIES[key]}" for key, entry in table.items() if key in QUANTITIES
-        )
-        print(f"{name:<18}{table['n_frames']} frames, RMSE {errors}")
-    print(f"{'extrapolation':<18}{_threshold_text(model)}")
-    if model.training.get("level_determined") is False:
-        print("ionisation energies are undetermined (total charge followed from composition in all training frames)")
+    text = "\n".join(describe(model))
+    print(json.dumps(model_header(model), indent=1) if arguments.json else f"{arguments.model}: {text}")
     return 0
-
-
-def _threshold_text(model: Model) -> str:
-    from kqeq_md.extrapolation import largest_measure
-
-    text = f"beyond a measure of {largest_measure(model):.3g}"
-    if (record := model.training.get("extrapolation")) is None:
-        return f"{text} (not calibrated)"
-    errors = record["expected_force_error"]
-    return (
-        f"{text} ({record['n_atoms']} held-out atoms; force errors of their nearest and farthest "
-        f"{100 / len(errors['median']):.0f} %: median {errors['median'][0]:.2g} and {errors['median'][-1]:.2g} eV/A)"
-    )
-
-
-def _print_term(species: Sequence[str], term: SoapTerm) -> None:
-    for name, value in vars(term.soap).items():
-        if term.soap.radial_scale or not name.startswith("radial_"):
-            print(f"{name:<18}{value if isinstance(value, str) else format(value, 'g')}")
-    print(f"zeta              {term.zeta:g}")
-    for element, symbol in enumerate(species):
-        low = f", low rank {len(term.low_rank.points[element])}" if term.low_rank is not None else ""
-        print(f"{symbol:<18}{len(term.sparse_points[element])} sparse points{low}")
 
 
 def _import_gap(arguments: argparse.Namespace) -> int:
@@ -490,12 +442,3 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     print(run_demo(arguments.output, say=print))
     return 0
-
-
-def _progress(items: Any, title: str) -> Any:
-    """A progress bar on terminals (with the extra `train`), nothing in log files."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    return tqdm(items, desc=title, disable=None, leave=False)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,9 @@ class Model:
             raise ModelError(f"`species` must be element symbols, got {unknown[0]!r}")
         if self.charges not in (*CHARGE_MODELS, NO_CHARGES):
             raise ModelError(f"`charges` must be {', '.join(CHARGE_MODELS)} or {NO_CHARGES}, got {self.charges!r}")
+        for name in RECORDS:
+            if not isinstance(getattr(self, name), Mapping):
+                raise ModelError(f"`{name}` must be a table, got {getattr(self, name)!r:.100}")
         self._validate_species()
         self._validate_split()
         self._validate_terms()
@@ -247,6 +251,22 @@ class Model:
     def numbers(self) -> tuple[int, ...]:
         """Atomic numbers of the species."""
         return tuple(ATOMIC_NUMBERS[symbol] for symbol in self.species)
+
+
+@contextmanager
+def reading(record: str) -> Iterator[None]:
+    """While what a file says in one of its RECORDS is read.
+
+    Raises:
+        ModelError: something else stands there than this package writes.
+    """
+    try:
+        yield
+    except KqeqError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"`{record}` of the model cannot be understood: {reason}") from None
 
 
 def model_header(model: Model) -> dict[str, Any]:

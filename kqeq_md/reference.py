@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kqeq_md.errors import ModelError
+from kqeq_md.model import reading
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
 
@@ -41,11 +42,14 @@ def deviations(potential: Potential) -> dict[str, float]:
     reference: Mapping[str, Any] = potential.model.reference
     if not reference:
         raise ModelError("the model holds no reference structure to check")
-    structure = Structure(*(reference[key] for key in ("numbers", "positions", "cell", "pbc", "charge", "field")))
+    with reading("reference"):
+        structure = Structure(*(reference[key] for key in ("numbers", "positions", "cell", "pbc", "charge", "field")))
+        labels = {name: np.array(reference[name], dtype=float) for name in ("energy", "forces", "charges")}
     result = potential.compute(structure, want=("forces",))
     assert result.forces is not None
-    return {
-        "energy_per_atom": abs(result.energy - reference["energy"]) / len(structure),
-        "forces": float(np.abs(result.forces - np.array(reference["forces"])).max()),
-        "charges": float(np.abs(result.charges - np.array(reference["charges"])).max()),
-    }
+    with reading("reference"):
+        return {
+            "energy_per_atom": float(abs(result.energy - labels["energy"]) / len(structure)),
+            "forces": float(np.abs(result.forces - labels["forces"]).max()),
+            "charges": float(np.abs(result.charges - labels["charges"]).max()),
+        }

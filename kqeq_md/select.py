@@ -16,7 +16,6 @@ Reference: Gonzalez, Theor. Comput. Sci. 38, 293 (1985), doi:10.1016/0304-3975(8
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Structure
 from kqeq_md.threads import one_blas_thread
 
-log = logging.getLogger("kqeq_md")
-
 MOST = 2000
 """Candidates at most in memory: those with the largest measures."""
 
@@ -55,6 +52,7 @@ class Candidate:
         atoms: as read.
         structure: with total charge and field.
         measure: of all atoms, shape (n,).
+        total: the same of its total charge.
         numbers, worst, apart, vectors: of its worst atoms: atomic numbers, measures (the total charge left aside),
             d_i, and v_i.
     """
@@ -63,6 +61,7 @@ class Candidate:
     atoms: Atoms
     structure: Structure
     measure: Floats
+    total: float
     numbers: Ints
     worst: Floats
     apart: Floats
@@ -85,6 +84,7 @@ class Selection:
         picks: frames.
         threshold: measure beyond which atoms extrapolate.
         n_frames: all that were read. n_extrapolating: those beyond the threshold. n_refused: that cannot be computed.
+        first_refused: place and reason of the first of these, "" if there are none.
         ended: no other frame extrapolates once these are known.
     """
 
@@ -93,6 +93,7 @@ class Selection:
     n_frames: int
     n_extrapolating: int
     n_refused: int
+    first_refused: str
     ended: bool
 
 
@@ -169,11 +170,9 @@ def select(model: Model, files: Sequence[str | Path], number: int, charge: float
                 heapq.heappop(best)
     if n_refused == n_frames:
         raise KqeqError(first)
-    if n_refused:
-        log.warning("%d of %d frames cannot be computed; the first one is %s", n_refused, n_frames, first)
     candidates = [candidate for *_, candidate in sorted(best, key=lambda entry: -entry[1])]
     picks, ended = _pick(ruler, candidates, number)
-    return Selection(picks, ruler.potential.largest_measure, n_frames, n_extrapolating, n_refused, ended)
+    return Selection(picks, ruler.potential.largest_measure, n_frames, n_extrapolating, n_refused, first, ended)
 
 
 def _frames(files: Sequence[str | Path]) -> Iterator[tuple[str, Atoms]]:
@@ -213,8 +212,8 @@ def _candidate(ruler: Ruler, place: str, atoms: Atoms, charge: float) -> Candida
         return None
     apart, vectors = ruler.compared(structure)
     return Candidate(
-        place, atoms, structure, np.maximum(measure, total), structure.numbers[worst], measure[worst], apart[worst],
-        vectors[worst],
+        place, atoms, structure, np.maximum(measure, total), total, structure.numbers[worst], measure[worst],
+        apart[worst], vectors[worst],
     )  # fmt: skip
 
 

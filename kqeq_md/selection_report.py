@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from ase.io import write
 
-from kqeq_md.select import Selection
+from kqeq_md.select import Pick, Selection
 
 
 def write_picked(selection: Selection, path: str | Path) -> None:
@@ -36,37 +37,51 @@ def write_picked(selection: Selection, path: str | Path) -> None:
 
 
 def as_json(selection: Selection) -> dict[str, Any]:
-    """The selection without its atoms."""
+    """The selection without its atoms; `atom` is null where the total charge measures more than any atom."""
     return {
         "threshold": selection.threshold,
         "n_frames": selection.n_frames,
         "n_extrapolating": selection.n_extrapolating,
         "n_refused": selection.n_refused,
+        "first_refused": selection.first_refused,
         "nothing_left": selection.ended,
-        "picked": [
-            {
-                "source": pick.candidate.place,
-                "worth": pick.worth,
-                "extrapolation": float(pick.candidate.measure.max()),
-                "atom": int(pick.candidate.measure.argmax()),
-            }
-            for pick in selection.picks
-        ],
+        "picked": [_entry(pick) for pick in selection.picks],
+    }
+
+
+def _entry(pick: Pick) -> dict[str, Any]:
+    candidate = pick.candidate
+    return {
+        "source": candidate.place,
+        "worth": pick.worth,
+        "extrapolation": float(candidate.measure.max()),
+        "atom": int(candidate.measure.argmax()) if candidate.worst[0] > candidate.total else None,
+        "total_charge": candidate.structure.charge,
     }
 
 
 def as_text(selection: Selection) -> str:
     """One line for each pick, and why there are no more."""
     lines = [
-        f"{selection.n_extrapolating} of {selection.n_frames} frames have atoms beyond the threshold of "
+        f"{selection.n_extrapolating} of {selection.n_frames} frames are beyond the threshold of "
         f"{selection.threshold:.2f}"
     ]
+    if selection.n_refused:
+        lines.append(
+            f"{selection.n_refused} of {selection.n_frames} frames cannot be computed; the first one is "
+            f"{selection.first_refused}"
+        )
     lines += [
-        f"{entry['source']}: measure {entry['extrapolation']:.2f} (atom {entry['atom']}), worth {entry['worth']:.2f}"
+        f"{entry['source']}: measure {entry['extrapolation']:.2f} ({_reason(entry)}), worth {entry['worth']:.2f}"
         for entry in as_json(selection)["picked"]
     ]
+    rest = ", of those that can be computed" if selection.n_refused else ""
     if not selection.picks:
-        lines.append("nothing extrapolates: no frame is worth labelling")
+        lines.append(f"no frame is worth labelling{rest}: nothing extrapolates")
     elif selection.ended:
-        lines.append("with these labelled, nothing else extrapolates")
+        lines.append(f"with these labelled, nothing else extrapolates{rest}")
     return "\n".join(lines)
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    return f"total charge {entry['total_charge']:g} e" if entry["atom"] is None else f"atom {entry['atom']}"

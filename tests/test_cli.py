@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ase.io import read, write
+from ase.units import Bohr
 
 from kqeq_md.ase import KQEq, structure_from_atoms
 from kqeq_md.cli import main
@@ -173,6 +175,43 @@ def test_check_passes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[st
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is False
     assert report["deviations"]["energy_per_atom"] == pytest.approx(1e-3 / len(model.reference["numbers"]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("command", "record", "bad"),
+    [
+        ("info", "training", {"errors": {"train": 3}}),
+        ("info", "training", {"errors": {"train": {"forces": {"rmse": "small"}, "n_frames": 1}}}),
+        ("info", "training", {"imported": "a GAP"}),
+        ("info", "training", {"low_rank_force_error": "none"}),
+        ("info", "training", {"extrapolation": {"threshold": 2.0, "charges": {}, "charge_per_atom": [0.0, 0.0]}}),
+        ("eval", "training", {"config": {"data": {"keys": {"energi": "E"}}}}),
+        ("eval", "training", {"config": 7}),
+        ("check", "reference", {"forces": [0.0, 1.0]}),
+        ("check", "reference", {"energy": "low"}),
+    ],
+)
+def test_records_that_others_have_changed(
+    command: str, record: str, bad: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(NACL)
+    changed = bad if record == "training" else {**model.reference, **bad}
+    save_model(replace(model, **{record: changed}), tmp_path / "m.kqeq")
+    assert main([command, str(tmp_path / "m.kqeq"), *([str(DATA / "test.xyz")] if command == "eval" else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"kqeq: error: `{record}` of the model cannot be understood: ")
+    assert error.count("\n") == 1
+
+
+def test_eval_doubts_units(few_frames: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = read(few_frames, ":", format="extxyz")
+    for atoms in frames:
+        atoms.positions /= Bohr
+    write(tmp_path / "bohr.xyz", frames, format="extxyz")
+    assert main(["eval", str(NACL), str(few_frames)]) == 0
+    assert "positions look like" not in caplog.text
+    assert main(["eval", str(NACL), str(tmp_path / "bohr.xyz")]) == 0
+    assert "positions look like bohr" in caplog.text
 
 
 def test_train_command_writes_a_model_that_eval_reads(

@@ -239,7 +239,7 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN bonds": ({"compliance_cutoff": float("nan")}, "`compliance_cutoff` must .* from 0.1 to 20, got .*nan"),
     "word as bonds": ({"compliance_cutoff": "far"}, "damaged"),
     "fragment without positions": ({"fragment": {"numbers": [11]}}, "`fragment` must hold `numbers` and `positions`"),
-    "fragment of nothing": ({"fragment": [1]}, "damaged|`fragment` must hold"),
+    "fragment of nothing": ({"fragment": [1]}, "`fragment` must be a table, got "),
     "fragment of one place": (
         {"fragment": {"numbers": [11, 17], "positions": [[0, 0, 0]]}},
         "`fragment` must hold .*`positions` must have shape",

@@ -17,6 +17,7 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.model import Model, load_model, save_model
 from kqeq_md.models import NACL
 from kqeq_md.select import select
+from kqeq_md.selection_report import as_json, as_text
 
 TEST = Path(__file__).parents[1] / "examples" / "train_nacl" / "test.xyz"
 METAL = Atoms("Na27", 3.6 * np.array(list(np.ndindex(3, 3, 3))))
@@ -98,6 +99,8 @@ def test_a_new_total_charge_is_worth_one_frame(home: Atoms, model: Model, tmp_pa
     ase.io.write(tmp_path / "a.xyz", frames)
     found = select(neutral, [tmp_path / "a.xyz"], 4)
     assert sorted(pick.candidate.structure.charge for pick in found.picks) == [-1.0, 1.0]
+    assert "(total charge -1 e)" in as_text(found)
+    assert [entry["atom"] for entry in as_json(found)["picked"]] == [None, None]
 
 
 def test_memory_keeps_the_farthest(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +121,8 @@ def test_frames_that_cannot_be_computed_are_left_out(model: Model, tmp_path: Pat
     ase.io.write(tmp_path / "a.xyz", [foreign, METAL])
     found = select(model, [tmp_path / "a.xyz"], 2)
     assert (found.n_refused, len(found.picks)) == (1, 1)
+    assert f"1 of 2 frames cannot be computed; the first one is {tmp_path / 'a.xyz'}, frame 0: " in as_text(found)
+    assert "nothing else extrapolates, of those that can be computed" in as_text(found)
     ase.io.write(tmp_path / "b.xyz", [foreign])
     with pytest.raises(KqeqError, match=r"b\.xyz, frame 0: "):
         select(model, [tmp_path / "b.xyz"], 2)

@@ -206,6 +206,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise ConfigError(f"`{name}` must be a list of strings, got {value!r}")
+        if len(set(items)) < len(items):
+            raise ConfigError(f"`{name}` must name each entry once, got {value!r}")
         return items
     if hint == str | PerElement and isinstance(value, str):
         return value

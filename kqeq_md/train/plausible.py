@@ -20,7 +20,7 @@ be told is let through: energies without forces, relaxed structures, single atom
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -58,13 +58,19 @@ def check_units(frames: Sequence[Frame], units: Units) -> None:
     Raises:
         ConfigError: naming the file, the figure and the unit that would make sense.
     """
+    for doubt in unit_doubts(frames, units):
+        raise ConfigError(f"{doubt}, or `check_units = false` in [data] if the units are right")
+
+
+def unit_doubts(frames: Sequence[Frame], units: Units) -> Iterator[str]:
+    """What speaks against the units, for each file and for the whole set."""
     files: dict[str, list[Frame]] = defaultdict(list)
     for frame in frames:
         files[frame.place.rsplit(", frame", 1)[0]].append(frame)
     sets = {**files, ", ".join(files): list(frames)} if len(files) > 1 else files
     for name, members in sets.items():
         if hint := unit_hint(_sample(members), units):
-            raise ConfigError(f"{name}: {hint}, or `check_units = false` in [data] if the units are right")
+            yield f"{name}: {hint}"
 
 
 def _sample(frames: Sequence[Frame]) -> list[Frame]:

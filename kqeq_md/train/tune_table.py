@@ -25,7 +25,8 @@ def as_table(tuned: Tuned) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     changed = [f"{name} {tuned.start[name]:g} -> {tuned.best[name]:g}" for name in names if _differs(tuned, name)]
     return "\n".join([
-        "rms errors on held-out frames, of energies without levels of compositions; us/atom: of the trial's model",
+        "error: mean of the errors below in units of their sigma (1 is the least); these: rms on held-out frames, of",
+        "energies without levels of compositions; us/atom: of the trial's model",
         *lines,
         f"{len(tuned.trials)} trials, ended by: {tuned.ended}",
         f"chosen: {', '.join(changed) if changed else 'the values as they were'}",
