@@ -117,6 +117,11 @@ MOLECULES = Settings(
         "prior_reference_charge": 0.5,
     },
 )  # fmt: skip
+IONS = replace(
+    MOLECULES,
+    charges={"model": "qeq"},
+    fit={**MOLECULES.fit, "physical": ["hardness"], "prior_electronegativity": 5.0},
+)
 NMA = Settings(
     {"cutoff": 5.0, "cutoff_width": 1.0, "n_max": 6, "l_max": 4, "sigma": 0.4, "radial_scale": 2.0},
     {"sparse_points": 250},

@@ -226,9 +226,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _tune(arguments: argparse.Namespace) -> int:
     from kqeq_md.train.config import read_config
-    from kqeq_md.train.tune import INTERRUPTED, as_json, tune
-    from kqeq_md.train.tune_table import as_table, one_line
-    from kqeq_md.train.tune_text import read_text, tuned_text
+    from kqeq_md.train.tune.search import INTERRUPTED, as_json, tune
+    from kqeq_md.train.tune.table import as_table, one_line
+    from kqeq_md.train.tune.text import read_text, tuned_text
 
     config, output = read_config(arguments.config), arguments.output
     _check_output(output)
@@ -268,7 +268,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from kqeq_md.progress import progress
     from kqeq_md.train.config import Keys, Units
     from kqeq_md.train.data import read_frames
-    from kqeq_md.train.plausible import unit_doubts
+    from kqeq_md.train.data.plausible import unit_doubts
     from kqeq_md.train.report import evaluate, format_table
 
     model = load_model(arguments.model)

@@ -19,7 +19,7 @@ from kqeq_md.neighbours import Pairs, find_pairs
 from kqeq_md.pair_potential import PairTerm
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
-from kqeq_md.train.sparse import farthest_points
+from kqeq_md.train.fit.sparse import farthest_points
 
 FRAMES = Path(__file__).parents[1] / "examples" / "train_nacl"
 FAR = {"cutoff": 4.5, "cutoff_width": 1.5, "n_max": 2, "l_max": 3, "sigma": 0.6}

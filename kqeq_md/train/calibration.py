@@ -13,7 +13,7 @@ from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
 from kqeq_md.train.data import Frame
-from kqeq_md.train.molecules import for_each
+from kqeq_md.train.fit.molecules import for_each
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 

@@ -21,13 +21,13 @@ from kqeq_md.quiet import quietly
 from kqeq_md.reference import make_reference
 from kqeq_md.train.calibration import calibrate
 from kqeq_md.train.checkpoint import Checkpoint, fingerprint
-from kqeq_md.train.composition import atom_energies
 from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame, read_set
-from kqeq_md.train.design import Progress
-from kqeq_md.train.findings import inspect_frames, warn_of
+from kqeq_md.train.data.composition import atom_energies
+from kqeq_md.train.data.findings import inspect_frames, warn_of
 from kqeq_md.train.fit import Fitted, fit
-from kqeq_md.train.molecules import all_forces
+from kqeq_md.train.fit.design import Progress
+from kqeq_md.train.fit.molecules import all_forces
 from kqeq_md.train.report import error_table, format_table, point_charge_floor, predict, without_charges
 from kqeq_md.train.report.content import ReportInput
 from kqeq_md.train.report.learning_curve import learning_curve

@@ -15,9 +15,9 @@ from kqeq_md.kernel import sparse_kernel
 from kqeq_md.model import Model
 from kqeq_md.potential import Equilibrated, Potential
 from kqeq_md.structure import Structure
-from kqeq_md.train.charge_response import ChargeResponse, charge_response, operator_for
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import make_batch
+from kqeq_md.train.fit.charge_response import ChargeResponse, charge_response, operator_for
+from kqeq_md.train.fit.design import make_batch
 
 
 def responded(potential: Potential, structure: Structure) -> tuple[Equilibrated, ChargeResponse]:

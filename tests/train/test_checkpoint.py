@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from kqeq_md.model import Model, save_model
-from kqeq_md.train import physical_fit
 from kqeq_md.train.checkpoint import Checkpoint
 from kqeq_md.train.config import read_config
+from kqeq_md.train.fit import physical_fit as physical_fit
 from kqeq_md.train.run import train
 
 PROGRAM = Path(sys.executable).with_name("kqeq")
@@ -207,8 +207,9 @@ QUICK = SMALL.replace('"hardness", "compliance"', "")
 def kqeq_train(folder: Path, output: str, **variables: str) -> subprocess.Popen[str]:
     command = [PROGRAM, "train", "config.toml", "-o", output, "--no-report"]
     return subprocess.Popen(
-        command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=folder, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for jobs in the background
+    )  # fmt: skip
 
 
 def test_the_same_file_with_one_thread_and_two(mixed: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.model import Model
-from kqeq_md.train.design import VOIGT, force_design, make_batch, split_into_batches
-from kqeq_md.train.start import blank_model, choose_basis
+from kqeq_md.train.fit.design import VOIGT, force_design, make_batch, split_into_batches
+from kqeq_md.train.fit.start import blank_model, choose_basis
 
 
 def test_force_design_is_the_derivative_of_the_kernel(sets: Any, model: Model) -> None:

@@ -15,10 +15,10 @@ from kqeq_md.structure import Structure
 from kqeq_md.train.checkpoint import Checkpoint
 from kqeq_md.train.config import Config
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import split_into_batches
 from kqeq_md.train.fit import fit
+from kqeq_md.train.fit.design import split_into_batches
+from kqeq_md.train.fit.start import FEWEST_FRAMES, blank_model, choose_basis, held_out_places
 from kqeq_md.train.report import evaluate, without_charges
-from kqeq_md.train.start import FEWEST_FRAMES, blank_model, choose_basis, held_out_places
 
 
 def test_fit_finds_a_model_that_made_the_data(sets: Any, model: Model) -> None:

@@ -13,11 +13,11 @@ from kqeq_md.model import Model
 from kqeq_md.potential import Potential
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import split_into_batches
-from kqeq_md.train.joint import JointFit
-from kqeq_md.train.physical import LIMITS, bounds_of, parameters_of
-from kqeq_md.train.start import basis_of, blank_model, choose_basis
-from kqeq_md.train.unknowns import prior_of, unknowns_of
+from kqeq_md.train.fit.design import split_into_batches
+from kqeq_md.train.fit.joint import JointFit
+from kqeq_md.train.fit.physical import LIMITS, bounds_of, parameters_of
+from kqeq_md.train.fit.start import basis_of, blank_model, choose_basis
+from kqeq_md.train.fit.unknowns import prior_of, unknowns_of
 
 FIT = Fit(
     targets=["charges", "dipole"], sigma_energy=0.01, sigma_forces=0.05, sigma_charges=0.02, sigma_dipole=0.02,

@@ -6,7 +6,7 @@ import numpy as np
 
 from kqeq_md.structure import Structure
 from kqeq_md.train.data import Frame
-from kqeq_md.train.molecules import smallest_fragment
+from kqeq_md.train.fit.molecules import smallest_fragment
 
 WATER = [[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]]
 

@@ -7,7 +7,7 @@ import pytest
 
 from kqeq_md.errors import ConfigError
 from kqeq_md.threads import one_blas_thread
-from kqeq_md.train.normal_equations import TILE, NormalEquations
+from kqeq_md.train.fit.normal_equations import TILE, NormalEquations
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,14 +11,14 @@ import pytest
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
-from kqeq_md.train.charge_fit import kernels_of
 from kqeq_md.train.config import Fit, Kernel
 from kqeq_md.train.data import Frame
 from kqeq_md.train.fit import fit
-from kqeq_md.train.physical import LARGEST_CHANGE, LIMITS, Parameter, bounds_of, parameters_of, with_physical
-from kqeq_md.train.physical_fit import PhysicalFit
-from kqeq_md.train.start import basis_of, blank_model, choose_basis
-from kqeq_md.train.unknowns import CHI, REFERENCE, SHORT, prior_of, unknowns_of
+from kqeq_md.train.fit.charge_fit import kernels_of
+from kqeq_md.train.fit.physical import LARGEST_CHANGE, LIMITS, Parameter, bounds_of, parameters_of, with_physical
+from kqeq_md.train.fit.physical_fit import PhysicalFit
+from kqeq_md.train.fit.start import basis_of, blank_model, choose_basis
+from kqeq_md.train.fit.unknowns import CHI, REFERENCE, SHORT, prior_of, unknowns_of
 from kqeq_md.units import COULOMB_CONSTANT
 
 FIT = Fit(targets=["charges", "dipole"], sigma_charges=0.02, sigma_dipole=0.02, sigma_polarizability=0.01)

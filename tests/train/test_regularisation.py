@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kqeq_md.train.normal_equations import NormalEquations
-from kqeq_md.train.regularisation import LARGEST_FACTOR, NARROWER, STEP, choose_factors
+from kqeq_md.train.fit.normal_equations import NormalEquations
+from kqeq_md.train.fit.regularisation import LARGEST_FACTOR, NARROWER, STEP, choose_factors
 
 FACTORS = [STEP**p for p in range(-2, 3)]
 

@@ -17,9 +17,9 @@ from kqeq_md.potential import Potential
 from kqeq_md.response import response
 from kqeq_md.train.config import Charges, Config, Data, Kernel, Keys, read_config
 from kqeq_md.train.data import Frame, read_frames
+from kqeq_md.train.fit.start import blank_model
 from kqeq_md.train.report import point_charge_floor
 from kqeq_md.train.run import train
-from kqeq_md.train.start import blank_model
 
 WATER_EXAMPLE = Path(__file__).parents[2] / "examples" / "train_water"
 

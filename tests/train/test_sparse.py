@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kqeq_md.model import Model
-from kqeq_md.train import sparse
-from kqeq_md.train.sparse import farthest_points, room_for_spectra, whitening
-from kqeq_md.train.start import blank_model, choose_basis
+from kqeq_md.train.fit import sparse as sparse
+from kqeq_md.train.fit.sparse import farthest_points, room_for_spectra, whitening
+from kqeq_md.train.fit.start import blank_model, choose_basis
 
 
 def test_farthest_points_reach_the_corners_first() -> None:

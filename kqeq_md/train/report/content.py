@@ -11,7 +11,7 @@ import numpy as np
 from kqeq_md import __version__
 from kqeq_md.model import PER_PAIR, PER_SPECIES, Model
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import Progress
+from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.errors import error_table, point_charge_floor
 from kqeq_md.train.report.predictions import QUANTITIES, Prediction, predict
 

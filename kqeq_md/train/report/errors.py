@@ -11,7 +11,7 @@ from kqeq_md.elements import symbol_of
 from kqeq_md.model import Model
 from kqeq_md.structure import Floats
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import Progress
+from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.predictions import PER_ATOM, QUANTITIES, Prediction, predict
 from kqeq_md.units import COULOMB_CONSTANT
 

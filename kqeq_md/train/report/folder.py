@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kqeq_md.errors import ConfigError
-from kqeq_md.train.design import Progress
+from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.content import ReportInput, predictions_of, report_content
 from kqeq_md.train.report.diagnosis import DIAGNOSIS, Findings, diagnose_model, plot_findings
 from kqeq_md.train.report.figures import have_matplotlib

@@ -11,7 +11,7 @@ import numpy as np
 from kqeq_md.errors import ConfigError, KqeqError
 from kqeq_md.model import Model
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import Progress
+from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.errors import error_table
 from kqeq_md.train.report.figures import BLUE, GREY, ORANGE, SMALL, new_figure, save
 from kqeq_md.train.report.predictions import QUANTITIES, predict

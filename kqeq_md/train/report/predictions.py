@@ -15,8 +15,8 @@ from kqeq_md.potential import Potential
 from kqeq_md.response import Response, response
 from kqeq_md.structure import Floats, Result, Structure
 from kqeq_md.train.data import Frame
-from kqeq_md.train.design import Progress
-from kqeq_md.train.molecules import for_each, take_fragments
+from kqeq_md.train.fit.design import Progress
+from kqeq_md.train.fit.molecules import for_each, take_fragments
 
 QUANTITIES = {
     "energy_per_atom": "eV", "forces": "eV/A", "charges": "e", "dipole": "e A", "polarizability": "e^2 A^2/eV",
