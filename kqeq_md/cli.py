@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -202,21 +203,26 @@ def _train(arguments: argparse.Namespace) -> int:
     _check_output(arguments.output, inputs=[arguments.config, *config.data.train, *config.data.test])
     folder = None if arguments.no_report else report_folder(arguments.output)
     checkpoint = arguments.output.with_name(f"{arguments.output.name}.checkpoint")
+    _check_output(checkpoint, "the checkpoint")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # batch systems end runs by it
     try:
         trained = train(config, progress, checkpoint, arguments.learning_curve)
-    except KeyboardInterrupt:
+        save_model(trained.model, arguments.output)
+        if not arguments.json:
+            print(trained.text)
+            print(f"\nwrote {arguments.output}", flush=True)
+        report = replace(trained.report, name=arguments.output.stem)
+        if folder is not None:
+            content = write_report(folder, report, progress)
+        elif arguments.json:
+            content, *_ = content_of(report, progress)
+    except BaseException:
         if checkpoint.is_file():
             sys.stderr.write(f"kqeq: the same command goes on from {checkpoint}\n")
         raise
-    save_model(trained.model, arguments.output)
-    if not arguments.json:
-        print(trained.text)
-        print(f"\nwrote {arguments.output}", flush=True)
-    report = replace(trained.report, name=arguments.output.stem)
-    if folder is not None:
-        content = write_report(folder, report, progress)
-    elif arguments.json:
-        content, *_ = content_of(report, progress)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    checkpoint.unlink(missing_ok=True)
     if arguments.json:
         print(json.dumps(content, indent=1))
     elif folder is not None:
@@ -225,6 +231,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
+    from kqeq_md.files import write_whole
     from kqeq_md.train.config import read_config
     from kqeq_md.train.tune.search import INTERRUPTED, as_json, tune
     from kqeq_md.train.tune.table import as_table, one_line
@@ -242,7 +249,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         record,
         lambda trial, number: print(one_line(trial, number), file=sys.stderr, flush=True),
     )
-    output.write_text(tuned_text(text, tuned, arguments.config.parent, output.parent), encoding="utf-8")
+    write_whole(output, tuned_text(text, tuned, arguments.config.parent, output.parent).encode())
     print(json.dumps(as_json(tuned), indent=1) if arguments.json else f"{as_table(tuned)}\nwrote {output}", flush=True)
     if tuned.ended == INTERRUPTED:
         sys.stderr.write(f"kqeq: interrupted; the same command goes on from {record}\n")
@@ -266,21 +273,16 @@ def _eval(arguments: argparse.Namespace) -> int:
     from kqeq_md.charges.charge_model import CONNECTIVITY
     from kqeq_md.model import load_model, reading
     from kqeq_md.progress import progress
-    from kqeq_md.train.config import Keys, Units
+    from kqeq_md.train.config import Data, build
     from kqeq_md.train.data import read_frames
-    from kqeq_md.train.data.plausible import unit_doubts
     from kqeq_md.train.report import evaluate, format_table
 
     model = load_model(arguments.model)
     with reading("training"):
-        data = model.training.get("config", {}).get("data", {})
-        keys, units = Keys(**data.get("keys", {})), Units(**data.get("units", {}))
-        field_term = bool(data.get("field_term", True))
+        data = build(Data, {"train": [], **model.training.get("config", {}).get("data", {})}, "training.config.data.")
     fragments = arguments.fragments
     numbers = None if fragments == CONNECTIVITY else fragments
-    frames = read_frames(arguments.data, keys, numbers, not arguments.response, units, field_term)
-    for doubt in unit_doubts(frames, units):
-        logging.getLogger("kqeq_md").warning("units are those of the training files, but %s", doubt)
+    frames = read_frames(arguments.data, data.keys, numbers, not arguments.response, data.units, data.field_term)
     table = evaluate(model, frames, progress, arguments.charges, fragments is not None, arguments.response)
     print(json.dumps(table, indent=1) if arguments.json else f"RMSE (MAE)\n{format_table(table)}")
     return 0

@@ -117,7 +117,7 @@ class Limits:
             limits = cls(float(record["threshold"]), ranges, total)
             well = ranges.shape == (len(symbols), 2) and total.shape == (2,) and 0.0 < limits.threshold < np.inf
             well = well and bool((ranges[:, 0] <= ranges[:, 1]).all()) and bool(total[0] <= total[1])
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             well = False
         if not well:
             raise ModelError(

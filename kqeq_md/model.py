@@ -24,6 +24,7 @@ from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import ConfigError, KqeqError, ModelError
+from kqeq_md.files import write_whole
 from kqeq_md.kernel import SparseKernel
 from kqeq_md.pair_potential import PairTerm
 from kqeq_md.structure import Floats, Structure
@@ -264,7 +265,7 @@ def reading(record: str) -> Iterator[None]:
         yield
     except KqeqError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"`{record}` of the model cannot be understood: {reason}") from None
 
@@ -288,10 +289,10 @@ def model_header(model: Model) -> dict[str, Any]:
 
 
 def save_model(model: Model, path: str | Path) -> None:
-    """Write a `.kqeq` file; the same model gives the same bytes."""
-    header = model_header(model)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _write(archive, "header.json", json.dumps(header, indent=1, sort_keys=True).encode())
+    """Write a `.kqeq` file, whole or not at all; the same model gives the same bytes."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        _write(archive, "header.json", json.dumps(model_header(model), indent=1, sort_keys=True).encode())
         for index, term in enumerate(model.terms):
             for name, arrays in _arrays_of(term).items():
                 for symbol, array in zip(model.species, arrays, strict=True):
@@ -299,6 +300,7 @@ def save_model(model: Model, path: str | Path) -> None:
         for index, pair in enumerate(model.pair_terms):
             for name in ("points", "weights"):
                 _write(archive, f"pair_{name}_{index}.npy", _npy(getattr(pair, name)))
+    write_whole(path, whole.getvalue())
 
 
 def _arrays_of(term: SoapTerm) -> dict[str, tuple[NDArray[np.floating], ...]]:

@@ -24,11 +24,17 @@ def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
 
 
 def _with_lines(items: Sequence[Any], title: str) -> Iterator[Any]:
-    begin = told = time.monotonic()
+    begin = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - told > INTERVAL:
-            left = (now - begin) / done * (len(items) - done)
-            sys.stderr.write(f"{title}: {done} of {len(items)}, {left:.0f} s left\n")
-            told = now
+        if title and now - _Told.last > INTERVAL:
+            left = f", {(now - begin) / done * (len(items) - done):.0f} s left" if done else ""
+            sys.stderr.write(f"{title}: {done} of {len(items)}{left}\n")
+            _Told.last = now
         yield item
+
+
+class _Told:
+    """When the last line was written, of whatever work."""
+
+    last = time.monotonic()

@@ -80,6 +80,8 @@ def as_text(selection: Selection) -> str:
         lines.append(f"no frame is worth labelling{rest}: nothing extrapolates")
     elif selection.ended:
         lines.append(f"with these labelled, nothing else extrapolates{rest}")
+    else:
+        lines.append("more frames extrapolate: -n picks them too")
     return "\n".join(lines)
 
 

@@ -185,7 +185,7 @@ def test_check_passes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("info", "training", {"imported": "a GAP"}),
         ("info", "training", {"low_rank_force_error": "none"}),
         ("info", "training", {"extrapolation": {"threshold": 2.0, "charges": {}, "charge_per_atom": [0.0, 0.0]}}),
-        ("eval", "training", {"config": {"data": {"keys": {"energi": "E"}}}}),
+        ("info", "training", {"low_rank_force_error": 10**400}),
         ("eval", "training", {"config": 7}),
         ("check", "reference", {"forces": [0.0, 1.0]}),
         ("check", "reference", {"energy": "low"}),
@@ -201,6 +201,22 @@ def test_records_that_others_have_changed(
     error = capsys.readouterr().err
     assert error.startswith(f"kqeq: error: `{record}` of the model cannot be understood: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"keys": {"energi": "E"}}, "unknown key `training.config.data.keys.energi`; did you mean `energy`?"),
+        ({"units": {"length": []}}, "`training.config.data.units.length` must be a string, got []"),
+        ({"field_term": "false"}, "`training.config.data.field_term` must be true or false, got 'false'"),
+    ],
+)
+def test_eval_reads_data_as_the_model_was_trained(
+    data: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(replace(load_model(NACL), training={"config": {"data": data}}), tmp_path / "m.kqeq")
+    assert main(["eval", str(tmp_path / "m.kqeq"), str(DATA / "test.xyz")]) == 2
+    assert capsys.readouterr().err == f"kqeq: error: {message}\n"
 
 
 def test_eval_doubts_units(few_frames: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,6 +66,7 @@ def test_low_levels_stand_alone() -> None:
     before: list[str] = []
     for name in (
         "errors",
+        "files",
         "units",
         "cache",
         "jit",

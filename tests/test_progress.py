@@ -8,14 +8,17 @@ from kqeq_md import progress as module
 from kqeq_md.progress import progress
 
 
-def test_log_files_get_lines_with_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A clock that moves by 12 s for each item: a line after more than 30 s, and again."""
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves by 12 s each time that somebody looks."""
     times = iter(range(0, 1000, 12))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(times)))
+    monkeypatch.setattr(module._Told, "last", 0.0)
+
+
+def test_log_files_get_lines_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line after more than 30 s, and again: item k begins at 12 (k + 1) s."""
     assert list(progress(range(10), "charges")) == list(range(10))
-    # item k begins at 12 (k + 1) s
     assert capsys.readouterr().err.splitlines() == [
         "charges: 2 of 10, 144 s left",
         "charges: 5 of 10, 72 s left",
@@ -23,6 +26,13 @@ def test_log_files_get_lines_with_the_time_left(
     ]
 
 
-def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress([3, 4], "")) == [3, 4]
+def test_many_short_loops_are_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """The clock goes on from one loop to the next."""
+    for number in range(1, 4):
+        assert list(progress([3], f"round {number}")) == [3]
+    assert capsys.readouterr().err.splitlines() == ["round 2: 0 of 1"]
+
+
+def test_loops_without_a_name_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(range(10), "")) == list(range(10))
     assert capsys.readouterr().err == ""

@@ -6,14 +6,14 @@ import hashlib
 import io
 import json
 import logging
-import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kqeq_md.files import write_whole
 from kqeq_md.structure import Floats
 
 log = logging.getLogger("kqeq_md")
@@ -53,29 +53,35 @@ class Checkpoint:
             return
         named = {f"{stage}/{name}": value for stage, own in self._stages.items() for name, value in own.items()}
         buffer = io.BytesIO()
-        np.savez(buffer, **{"fingerprint": np.array(self._mark)}, **named)  # type: ignore[arg-type]
-        beside = self._path.with_name(self._path.name + ".part")
-        beside.write_bytes(buffer.getvalue())
-        os.replace(beside, self._path)
+        head = {"fingerprint": np.array(self._mark), "digest": np.array(_digest(named))}
+        np.savez(buffer, **head, **named)  # type: ignore[arg-type]
+        write_whole(self._path, buffer.getvalue())
 
-    def remove(self) -> None:
-        """The run is at its end."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+
+def _digest(named: Mapping[str, NDArray[Any]]) -> str:
+    """Of all arrays with their names."""
+    whole = hashlib.sha256()
+    for name, value in named.items():
+        whole.update(f"{name} {value.dtype} {value.shape}".encode())
+        whole.update(np.ascontiguousarray(value).tobytes())
+    return whole.hexdigest()
 
 
 def _read(path: Path, mark: str) -> dict[str, Arrays]:
-    stages: dict[str, Arrays] = {}
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # numpy leaves damaged files open
-            if str(file["fingerprint"]) != mark:
-                log.warning("%s is of another configuration, other data or another version: beginning anew", path)
-                return {}
-            for name in file.files:
-                if name != "fingerprint":
-                    stage, _, key = name.partition("/")
-                    stages.setdefault(stage, {})[key] = file[name]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        log.warning("%s cannot be read (%s): beginning anew", path, error)
+            named = {name: file[name] for name in file.files}
+        its_mark, digest = (str(named.pop(name)) for name in ("fingerprint", "digest"))
+        if _digest(named) != digest:
+            raise ValueError("its contents have changed")
+    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged content
+        log.warning("%s is no checkpoint, or damaged (%s): beginning anew", path, type(error).__name__)
         return {}
+    if its_mark != mark:
+        log.warning("%s is of another configuration, other data or another version: beginning anew", path)
+        return {}
+    stages: dict[str, Arrays] = {}
+    for name, value in named.items():
+        stage, _, key = name.partition("/")
+        stages.setdefault(stage, {})[key] = value
     return stages

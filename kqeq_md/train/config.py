@@ -155,7 +155,7 @@ def read_config(path: str | Path) -> Config:
         raise ConfigError(f"configuration {path} cannot be read: {error}") from None
     if "data" not in table:
         raise ConfigError(f"configuration {path} needs a table [data] with `train`")
-    config = _build(Config, table, "")
+    config = build(Config, table, "")
     _check(config)
     folder = Path(path).parent
     data = replace(
@@ -166,8 +166,12 @@ def read_config(path: str | Path) -> Config:
     return Config(**{**{f.name: getattr(config, f.name) for f in fields(Config)}, "data": data})
 
 
-def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """An instance of the dataclass `cls` from a TOML table."""
+def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass `cls` from a table of TOML or JSON; `where` stands before its keys in messages.
+
+    Raises:
+        ConfigError: naming the key, and the nearest known one or the kind of value that it needs.
+    """
     hints = get_type_hints(cls)
     for key in table:
         if key not in hints:
@@ -188,7 +192,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"`{name}` must be a table, got {value!r}")
-        return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
+        return build(hint, value, f"{name}.")  # type: ignore[arg-type]
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
     if hint is int and not (number and float(value).is_integer()):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")

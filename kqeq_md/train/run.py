@@ -63,7 +63,8 @@ def train(
     Args:
         config: the whole configuration.
         progress: shown over frames.
-        checkpoint: file for what has been reached; a run of the same goes on from there. It is removed at the end.
+        checkpoint: file for what has been reached; a run of the same goes on from there. It stays: what comes after,
+            writing the model first of all, may fail.
         with_learning_curve: train on parts of the training frames too, for the report.
 
     Raises:
@@ -113,7 +114,6 @@ def train(
         history=fitted.history,
         learning_curve=_learning_curve(sets, config, progress, fitted.model) if with_learning_curve else None,
     )
-    kept.remove()
     return Trained(model, "\n".join([_text(record), _low_rank_text(compressed)]), report)
 
 

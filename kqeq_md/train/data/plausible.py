@@ -174,6 +174,7 @@ def _energy_spread(frames: Sequence[Frame], bonds: Bonds, stiff: Stiffness) -> f
     isomers have more. None where fewer than five energies are left by the fit.
     """
     usable = [frame for frame in frames if frame.energy is not None and frame.forces is not None]
+    usable = list({(frame.energy, len(frame.structure)): frame for frame in usable}.values())  # copies spread nothing
     if len(usable) < 6 or not len(bonds.length):
         return None
     energies = np.array([frame.energy for frame in usable])

@@ -18,7 +18,7 @@ from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
 from kqeq_md.train.data.config import Data, Group, Keys, Units
 from kqeq_md.train.data.findings import charge_sums
 from kqeq_md.train.data.labels import Frame, frame_of
-from kqeq_md.train.data.plausible import check_units
+from kqeq_md.train.data.plausible import check_units, unit_doubts
 from kqeq_md.train.data.unit_system import factors
 
 log = logging.getLogger("kqeq_md")
@@ -46,12 +46,14 @@ def read_frames(
         ConfigError: a file that is absent, unreadable or empty, a label that is not finite or has a wrong shape, or
             a set in which no frame has any label of these names.
     """
-    frames = [frame for _, frame in _frames(files, keys, units or Units(), fragments, field_term)]
+    units = units or Units()
+    frames = [frame for _, frame in _frames(files, keys, units, fragments, field_term)]
+    doubts = [*unit_doubts(frames, units), *(finding.message for finding in charge_sums(frames))]
+    for doubt in doubts:
+        log.warning("%s", doubt)
     _refuse_overlaps(frames)
     if labelled:
         _refuse_unlabelled(frames, files, keys)
-    for finding in charge_sums(frames):
-        log.warning("%s", finding.message)
     return frames
 
 

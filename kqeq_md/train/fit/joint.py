@@ -39,7 +39,7 @@ from kqeq_md.train.fit.unknowns import Unknowns
 FIXED = 1e-6
 """Prior of a parameter that stays where it is."""
 
-DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 """How strongly unknowns that make charges are held where they are, in units of 1 / prior^2: tried in turn."""
 
 PROMISED = 1.2
@@ -123,14 +123,14 @@ class JointFit:
             prior: of all unknowns.
             x: the present ones.
             everyone: whether the held-out frames count too.
-            farthest: that physical parameters may move.
+            farthest: that physical parameters may move, the less the more is damped.
         """
         equations, start = around.fitted, around.square + float(((x / prior) ** 2).sum())
         if everyone:
             equations, start = equations + around.held_out, start + around.held_out_square
         best, found = Step(x, start, 0.0), False
         for damping in DAMPING:
-            candidate = self.solve(equations, prior, x, damping, farthest)
+            candidate = self.solve(equations, prior, x, damping, farthest / (1.0 + damping))
             promised = equations.error(candidate) + float(((candidate / prior) ** 2).sum())
             square = self.square(candidate, prior, everyone)
             if square < best.square:

@@ -38,7 +38,7 @@ from kqeq_md.train.fit.unknowns import Unknowns
 ITERATIONS = 25
 """Of L-BFGS-B at most."""
 
-ROUNDS = 8
+ROUNDS = 12
 """Of the joint fit at most."""
 
 LARGEST_STEP = 0.3
@@ -68,17 +68,22 @@ def fit_physical(
     """
     kernels = kernels_of(unknowns, descriptor, frames)
     x = np.zeros(unknowns.size)
-    x[unknowns.physical] = PhysicalFit(unknowns, fit, prior[: unknowns.charged], frames, kernels).best(progress)
+    alone = PhysicalFit(unknowns, fit, prior[: unknowns.charged], frames, kernels)
+    x[unknowns.physical] = alone.best(progress)
     if all(frame.energy is None and frame.forces is None for frame in frames):
         return x[unknowns.physical]
+    x[: unknowns.charged] = alone.weights(x[unknowns.physical])
     silent = JointFit(unknowns, fit, descriptor, split_into_batches(frames), frozenset(), lambda items, _: items)
-    for number in progress(range(ROUNDS), "physical parameters, rounds at most"):
+    farthest = 0.0
+    for _ in progress(range(ROUNDS), "physical parameters, rounds at most"):
         around = silent.around(x, "")
-        step = silent.improve(around, prior, x, farthest=LARGEST_STEP if number > 0 else 0.0)
-        settled = number > 0 and step.square > (1.0 - SETTLED) * (around.square + float(((x / prior) ** 2).sum()))
+        step = silent.improve(around, prior, x, farthest=farthest)
+        settled = step.square > (1.0 - SETTLED) * (around.square + float(((x / prior) ** 2).sum()))
         x = step.x
-        if settled:
+        if settled and farthest > 0.0:
             break
+        if settled:  # physical parameters wait for the weights, which start far from what energies and forces want
+            farthest = LARGEST_STEP
     return x[unknowns.physical]
 
 
@@ -130,10 +135,7 @@ class PhysicalFit:
     def value(self, x: Floats) -> tuple[float, Floats]:
         """f(x) and df/dx, shape (n_parameters,)."""
         parts = answers(self._unknowns, self._given, self._whole(x))
-        equations = NormalEquations(self._unknowns.charged)
-        for part in parts:
-            for _, rows, targets in charge_rows(self._fit, part):
-                equations.add(rows, targets)
+        equations = self._equations(parts)
         w = equations.solve(self._prior)
         sigma = self._fit.prior_physical
         value = equations.error(w) + float(((w / self._prior) ** 2).sum()) + float(((x / sigma) ** 2).sum())
@@ -142,6 +144,17 @@ class PhysicalFit:
             value += add_value
             gradient = gradient + add_gradient
         return value, gradient
+
+    def weights(self, x: Floats) -> Floats:
+        """w(x), shape (charged,)."""
+        return self._equations(answers(self._unknowns, self._given, self._whole(x))).solve(self._prior)
+
+    def _equations(self, parts: Sequence[Answering]) -> NormalEquations:
+        out = NormalEquations(self._unknowns.charged)
+        for part in parts:
+            for _, rows, targets in charge_rows(self._fit, part):
+                out.add(rows, targets)
+        return out
 
     def _explicit(self, w: Floats, part: Answering) -> tuple[float, Floats]:
         """The polarizability's part of f, and df/dx of one frame at fixed w."""

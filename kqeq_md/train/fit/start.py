@@ -15,6 +15,7 @@ from kqeq_md.structure import Floats
 from kqeq_md.train.config import HARDNESS, WIDE_ENOUGH, Config, PerElement
 from kqeq_md.train.data import Frame, species_of
 from kqeq_md.train.data.composition import compositions
+from kqeq_md.train.data.duplicates import find_duplicates
 from kqeq_md.train.fit.design import Basis, Progress, make_batch, split_into_batches
 from kqeq_md.train.fit.molecules import smallest_fragment
 from kqeq_md.train.fit.sparse import farthest_points, room_for_spectra, whitening
@@ -88,12 +89,16 @@ def basis_of(points: Sequence[Floats], zeta: int) -> Basis:
 
 
 def held_out_places(frames: Sequence[Frame], part: float, seed: int) -> frozenset[str]:
-    """Places of a random part of the frames that leaves every element in the others; none of a small set."""
+    """Places of a random part of the frames that leaves every element in the others; none of a small set.
+
+    Frames that have copies are not among them: one that is held out would be no stranger to the fit.
+    """
     count = round(part * len(frames))
     if len(frames) < FEWEST_FRAMES or count == 0:
         return frozenset()
     order = np.random.default_rng([seed, 1]).permutation(len(frames))
-    chosen = {frames[f].place for f in order[:count]}
+    copied = {f for pair in find_duplicates([frame.structure for frame in frames]) for f in pair}
+    chosen = {frames[f].place for f in order[:count] if f not in copied}
     rest = [frame for frame in frames if frame.place not in chosen]
     if set(species_of(rest)) != set(species_of(frames)):
         return frozenset()
