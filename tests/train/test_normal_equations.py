@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import lsq_linear
 
 from kqeq_md.errors import ConfigError
 from kqeq_md.threads import one_blas_thread
@@ -21,6 +22,29 @@ def summed(a: np.ndarray, y: np.ndarray, parts: int = 9) -> NormalEquations:
     for block in np.array_split(np.arange(len(a)), parts):
         out.add(a[block], y[block])
     return out
+
+
+def test_bounds_of_the_last_unknowns() -> None:
+    """The minimum within them, as a solver of the whole problem finds it; unknowns that depend on each other leave
+    another vertex than each one's own nearest bound."""
+    rng = np.random.default_rng(5)
+    a, y, prior = rng.normal(size=(60, 7)), rng.normal(size=60), rng.uniform(0.5, 2.0, size=7)
+    a[:, 5] = a[:, 4] + 0.05 * a[:, 5]
+    low, high = np.array([-0.02, -0.01, 0.03]), np.array([0.01, 0.2, 0.04])
+    wide = np.full(4, np.inf)
+    whole, targets = np.concatenate([a, np.diag(1.0 / prior)]), np.concatenate([y, np.zeros(7)])
+    expected = lsq_linear(
+        whole, targets, (np.append(-wide, low), np.append(wide, high)), method="bvls", tol=1e-14
+    ).x  # fmt: skip
+    equations = summed(a, y)
+    found = equations.solve(prior, bounds=(low, high))
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    assert (np.abs(found[4:] - np.clip(equations.solve(prior)[4:], low, high)) > 1e-3).any()
+    held = equations.solve(prior, bounds=(low, low))
+    np.testing.assert_array_equal(held[4:], low)
+    rest = np.linalg.lstsq(whole[:, :4], targets - whole[:, 4:] @ low, rcond=None)[0]
+    np.testing.assert_allclose(held[:4], rest, atol=1e-12)
+    np.testing.assert_array_equal(equations.solve(prior, bounds=(-wide[:3], wide[:3])), equations.solve(prior))
 
 
 @pytest.mark.parametrize("columns", [7, TILE, 2 * TILE + 37])

@@ -36,9 +36,6 @@ from kqeq_md.train.fit.physical import bounds_of
 from kqeq_md.train.fit.rows import Block, JointRows, present_blocks
 from kqeq_md.train.fit.unknowns import Unknowns
 
-FIXED = 1e-6
-"""Prior of a parameter that stays where it is."""
-
 DAMPING = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 """How strongly unknowns that make charges are held where they are, in units of 1 / prior^2: tried in turn."""
 
@@ -123,14 +120,14 @@ class JointFit:
             prior: of all unknowns.
             x: the present ones.
             everyone: whether the held-out frames count too.
-            farthest: that physical parameters may move, the less the more is damped.
+            farthest: that physical parameters may move; half of that with each further damping.
         """
         equations, start = around.fitted, around.square + float(((x / prior) ** 2).sum())
         if everyone:
             equations, start = equations + around.held_out, start + around.held_out_square
         best, found = Step(x, start, 0.0), False
-        for damping in DAMPING:
-            candidate = self.solve(equations, prior, x, damping, farthest / (1.0 + damping))
+        for number, damping in enumerate(DAMPING):
+            candidate = self.solve(equations, prior, x, damping, farthest / 2.0**number)
             promised = equations.error(candidate) + float(((candidate / prior) ** 2).sum())
             square = self.square(candidate, prior, everyone)
             if square < best.square:
@@ -149,17 +146,10 @@ class JointFit:
         precision, centre, charged = prior**-2.0, np.zeros_like(x), self.unknowns.charged
         precision[:charged] *= 1.0 + damping
         centre[:charged] = damping / (1.0 + damping) * x[:charged]
-        physical = self.unknowns.physical
+        now = x[self.unknowns.physical]
         low, high = bounds_of(self.unknowns.start, self.unknowns.parameters).T
-        low, high = np.maximum(low, x[physical] - farthest), np.minimum(high, x[physical] + farthest)
-        out = equations.solve(precision**-0.5, centre)
-        beyond = (out[physical] < low) | (out[physical] > high)
-        if beyond.any():
-            centre[physical] = np.where(beyond, np.clip(out[physical], low, high), 0.0)
-            precision[physical] = np.where(beyond, FIXED**-2.0, precision[physical])
-            out = equations.solve(precision**-0.5, centre)
-            out[physical] = np.clip(out[physical], low, high)
-        return out
+        bounds = (np.maximum(low, now - farthest), np.minimum(high, now + farthest))
+        return equations.solve(precision**-0.5, centre, bounds)
 
     def square(self, x: Floats, prior: Floats, everyone: bool) -> float:
         """What is minimised, at x: for the fitted frames, or for all."""

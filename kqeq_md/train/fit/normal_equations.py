@@ -13,7 +13,8 @@ from functools import partial
 from itertools import combinations_with_replacement
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.optimize import lsq_linear
 
 from kqeq_md.errors import ConfigError
 from kqeq_md.structure import Floats
@@ -57,8 +58,11 @@ class NormalEquations:
         out.rows = self.rows + other.rows
         return out
 
-    def solve(self, prior: Floats, centre: Floats | None = None) -> Floats:
+    def solve(self, prior: Floats, centre: Floats | None = None, bounds: tuple[Floats, Floats] | None = None) -> Floats:
         """x, shape (columns,), for priors of that shape around `centre` (zero if it is None).
+
+        With `bounds`, the lowest and highest values of the last unknowns, shapes (k,), it is the minimum within them:
+        with H + P = R^T R these unknowns z have the problem |R_zz z - y_z|^2 for themselves, and the others follow.
 
         Raises:
             ConfigError: the priors are too wide for the precision of the sums.
@@ -69,14 +73,23 @@ class NormalEquations:
         matrix *= scale[:, None]
         matrix *= scale
         try:
-            factor = cho_factor(matrix, lower=False, overwrite_a=True, check_finite=False)
+            factor = cholesky(matrix, lower=False, overwrite_a=True, check_finite=False)
         except LinAlgError:
             raise ConfigError(
                 "`fit` must have priors that the labels do not outweigh by more than 16 digits: narrow `prior_...`, "
                 "or widen `sigma_...`"
             ) from None
         right = self._b if centre is None else self._b + prior**-2.0 * centre
-        x: Floats = scale * cho_solve(factor, scale * right, check_finite=False)
+        y = solve_triangular(factor, scale * right, trans="T", check_finite=False)
+        x: Floats = scale * solve_triangular(factor, y, check_finite=False)
+        if bounds is None:
+            return x
+        first = len(x) - len(bounds[0])
+        if ((x[first:] < bounds[0]) | (x[first:] > bounds[1])).any():
+            last = slice(first, None)
+            x[last] = _within(factor[last, last] / scale[last], y[last], *bounds)
+            rest = y[:first] - factor[:first, last] @ (x[last] / scale[last])
+            x[:first] = scale[:first] * solve_triangular(factor[:first, :first], rest, check_finite=False)
         return x
 
     def error(self, x: Floats) -> float:
@@ -84,3 +97,11 @@ class NormalEquations:
         upper = np.triu(self._h, 1)
         product = upper @ x + x @ upper + np.diag(self._h) * x
         return max(float(x @ product - 2.0 * self._b @ x) + self._c, 0.0)
+
+
+def _within(a: Floats, y: Floats, low: Floats, high: Floats) -> Floats:
+    """argmin |a z - y|^2 for low <= z <= high, shape (k,)."""
+    if np.array_equal(low, high):
+        return low.copy()
+    z: Floats = lsq_linear(a, y, (low, high), method="bvls").x
+    return np.clip(z, low, high)

@@ -38,7 +38,7 @@ from kqeq_md.train.fit.unknowns import Unknowns
 ITERATIONS = 25
 """Of L-BFGS-B at most."""
 
-ROUNDS = 12
+ROUNDS = 20
 """Of the joint fit at most."""
 
 LARGEST_STEP = 0.3
