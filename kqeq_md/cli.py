@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("-n", "--number", metavar="N", type=int, required=True, help="at most so many frames")
     select.add_argument("-o", "--output", metavar="PICKED.xyz", type=Path, required=True, help="extended XYZ")
     select.add_argument("--charge", metavar="Q", type=float, default=0.0, help="of frames without `total_charge`, e")
+    select.add_argument("--open", action="store_true", help="without cells: i-PI writes them around clusters too")
     select.add_argument("--json", action="store_true", help="machine-readable: what was picked, and why")
     _add_threads(select)
     select.set_defaults(run=_select)
@@ -347,7 +348,8 @@ def _select(arguments: argparse.Namespace) -> int:
     from kqeq_md.selection_report import as_json, as_text, write_picked
 
     _check_output(arguments.output, inputs=[arguments.model, *arguments.trajectories])
-    selection = select(load_model(arguments.model), arguments.trajectories, arguments.number, arguments.charge)
+    model = load_model(arguments.model)
+    selection = select(model, arguments.trajectories, arguments.number, arguments.charge, arguments.open)
     write_picked(selection, arguments.output)
     print(json.dumps(as_json(selection), indent=1) if arguments.json else as_text(selection))
     return 0

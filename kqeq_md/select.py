@@ -136,7 +136,9 @@ class Ruler:
             return apart, self._extrapolation.surroundings(species, pairs)
 
 
-def select(model: Model, files: Sequence[str | Path], number: int, charge: float = 0.0) -> Selection:
+def select(
+    model: Model, files: Sequence[str | Path], number: int, charge: float = 0.0, is_open: bool = False
+) -> Selection:
     """Pick at most `number` frames of trajectories, the same ones each time.
 
     Args:
@@ -144,6 +146,7 @@ def select(model: Model, files: Sequence[str | Path], number: int, charge: float
         files: that ASE reads; `total_charge` (e) and `electric_field` (V/Angstrom) of a frame count.
         number: of frames.
         charge: total charge of frames that do not tell, e.
+        is_open: frames have no cell, whatever their file says: i-PI writes one around clusters too.
 
     Raises:
         KqeqError: no positive number, a file that cannot be read, or no frame that can be computed.
@@ -156,6 +159,9 @@ def select(model: Model, files: Sequence[str | Path], number: int, charge: float
     first = ""
     for place, atoms in _frames(files):
         n_frames += 1
+        if is_open:
+            atoms.set_cell(None)
+            atoms.pbc = False
         try:
             found = _candidate(ruler, place, atoms, charge)
         except KqeqError as error:

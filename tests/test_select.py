@@ -88,6 +88,21 @@ def test_picked_frames_are_ready_to_label(model: Model, tmp_path: Path, capsys: 
     assert report["nothing_left"] is True
 
 
+def test_clusters_in_a_cell_of_their_file(model: Model, tmp_path: Path) -> None:
+    """As i-PI writes them: `is_open` measures them as clusters, and picks them without the cell."""
+    boxed = METAL.copy()
+    boxed.set_cell([12.0, 12.0, 12.0])  # images are near
+    boxed.pbc = True
+    for name, atoms in (("open", METAL), ("boxed", boxed)):
+        ase.io.write(tmp_path / f"{name}.xyz", atoms)
+    (plain,) = select(model, [tmp_path / "open.xyz"], 1).picks
+    (freed,) = select(model, [tmp_path / "boxed.xyz"], 1, is_open=True).picks
+    (periodic,) = select(model, [tmp_path / "boxed.xyz"], 1).picks
+    np.testing.assert_array_equal(freed.candidate.vectors, plain.candidate.vectors)
+    assert np.abs(periodic.candidate.vectors - plain.candidate.vectors).max() > 0.01
+    assert not freed.candidate.atoms.pbc.any()
+
+
 def test_a_new_total_charge_is_worth_one_frame(home: Atoms, model: Model, tmp_path: Path) -> None:
     """Surroundings are known; a calibrated model that has seen neutral frames alone wants one of each sign."""
     record = {"threshold": 3.0, "charges": {}, "charge_per_atom": [0.0, 0.0]}
