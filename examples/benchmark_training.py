@@ -275,7 +275,7 @@ def gap(data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         write(scratch / "train.xyz", [plain(atoms) for atoms in frames], format="extxyz")
-        out["kqeq"] = measured([sys.executable, "-c", OURS.format(folder=folder, json=scratch / "ours.json")], scratch)
+        out["kqeq"] = measured([sys.executable, "-c", OURS.format(folder=str(folder), json=str(scratch / "ours.json"))], scratch)
         out["kqeq"] |= json.loads((scratch / "ours.json").read_text())
         out["gap_fit"] = measured([gap_fit(), *GAP_FIT], scratch)
         out["gap_fit"]["errors"] = gap_errors(scratch / "gap.xml", frames)
