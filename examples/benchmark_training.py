@@ -166,10 +166,14 @@ def clusters(data: Path, name: str, settings: Settings, with_blind: bool = True)
     return out
 
 
+SPLITS = 5
+"""Of the random fifths."""
+
+
 def nacl(data: Path) -> dict[str, Any]:
     """Na/Cl clusters: the test set, whose compositions training partly lacks, and random fifths of the training set."""
     frames = read_frames([data / "gfn2_nacl_field" / "train.xyz"], Keys())
-    return {**clusters(data, "gfn2_nacl_field", NACL), "random fifths": mean_of_splits(NACL, frames, 5, 0.8)}
+    return {**clusters(data, "gfn2_nacl_field", NACL), "random fifths": mean_of_splits(NACL, frames, SPLITS, 0.8)}
 
 
 def water(data: Path) -> dict[str, Any]:
@@ -275,7 +279,9 @@ def gap(data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         write(scratch / "train.xyz", [plain(atoms) for atoms in frames], format="extxyz")
-        out["kqeq"] = measured([sys.executable, "-c", OURS.format(folder=str(folder), json=str(scratch / "ours.json"))], scratch)
+        out["kqeq"] = measured(
+            [sys.executable, "-c", OURS.format(folder=str(folder), json=str(scratch / "ours.json"))], scratch
+        )
         out["kqeq"] |= json.loads((scratch / "ours.json").read_text())
         out["gap_fit"] = measured([gap_fit(), *GAP_FIT], scratch)
         out["gap_fit"]["errors"] = gap_errors(scratch / "gap.xml", frames)

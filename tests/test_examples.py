@@ -155,7 +155,9 @@ def test_hold_bulk_watches_the_limits(tmp_path: Path) -> None:
     assert main(["nacl", str(tmp_path / "timid.kqeq"), "--ps", "0.4"]) == 1
 
 
-def test_training_benchmark_measures_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_benchmark_measures_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its case of clusters with few frames and points: test, train, without charges, without field; other cases say
     which set they miss."""
     from kqeq_md.examples import benchmark_training
@@ -167,13 +169,13 @@ def test_training_benchmark_measures_what_it_says(tmp_path: Path, capsys: pytest
     write(folder / "test.xyz", frames[1::2][:20], format="extxyz")
     usual = benchmark_training.NACL
     small = replace(usual, soap={**usual.soap, "n_max": 3, "l_max": 2}, kernel={"sparse_points": 15})
-    benchmark_training.NACL, out = small, tmp_path / "out.json"
-    try:
-        assert benchmark_training.main([str(tmp_path), "--cases", "nacl", "carbon", "--json", str(out)]) == 0
-    finally:
-        benchmark_training.NACL = usual
+    monkeypatch.setattr(benchmark_training, "NACL", small)
+    monkeypatch.setattr(benchmark_training, "SPLITS", 1)
+    out = tmp_path / "out.json"
+    assert benchmark_training.main([str(tmp_path), "--cases", "nacl", "carbon", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert set(found["nacl"]) > {"test", "train", "test, no charges", "test, no field", "physical"}
+    assert set(found["nacl"]) > {"test", "train", "test, no charges", "test, no field", "physical", "random fifths"}
+    assert found["nacl"]["random fifths"]["test, highest"] == found["nacl"]["random fifths"]["test"]  # of one split
     assert found["nacl"]["test"]["energy_per_atom"] < found["nacl"]["test, no charges"]["energy_per_atom"]
     assert "does not exist" in found["carbon"]["skipped"]
     assert "meV/atom" in capsys.readouterr().out
