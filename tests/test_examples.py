@@ -168,7 +168,10 @@ def test_training_benchmark_measures_what_it_says(
     write(folder / "train.xyz", frames[::2][:40], format="extxyz")
     write(folder / "test.xyz", frames[1::2][:20], format="extxyz")
     usual = benchmark_training.NACL
-    small = replace(usual, soap={**usual.soap, "n_max": 3, "l_max": 2}, kernel={"sparse_points": 15})
+    quick = {"rounds": 1, "physical": []}
+    small = replace(
+        usual, soap={**usual.soap, "n_max": 3, "l_max": 2}, kernel={"sparse_points": 15}, fit={**usual.fit, **quick}
+    )
     monkeypatch.setattr(benchmark_training, "NACL", small)
     monkeypatch.setattr(benchmark_training, "SPLITS", 1)
     out = tmp_path / "out.json"
