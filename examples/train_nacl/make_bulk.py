@@ -25,11 +25,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import sampling
 from ase import Atoms
-from make_data import SEED, Frame, free_atoms, label, report, temperature, write
-from sampling import Floats, Forces, Ints
+from make_data import SEED, report, temperature
 
 from kqeq_md.ase import KQEq
 from kqeq_md.cli import main as kqeq
+from kqeq_md.examples.reference_data import Floats, Forces, Frame, Ints, label, model_forces, with_wall, write
 
 HERE = Path(__file__).resolve().parent
 EDGE = 4  # ions along an edge of the cell: 64 in all
@@ -80,18 +80,6 @@ def trained(file: Path, folder: Path) -> Path:
     return path
 
 
-def model_forces(atoms: Atoms, model: Path) -> Forces:
-    """Forces (eV/Angstrom) of the model as a function of positions (Angstrom)."""
-    atoms.calc = KQEq(model, threads=1)
-
-    def forces(x: Floats) -> Floats:
-        atoms.positions = x
-        out: Floats = atoms.get_forces()
-        return out
-
-    return forces
-
-
 def moments(
     forces: Forces, numbers: Ints, x: Floats, job: Melt, rng: np.random.Generator
 ) -> Iterator[tuple[Floats, Floats]]:
@@ -131,12 +119,12 @@ def healed(numbers: Ints, x: Floats, job: Melt, model: Path, rng: np.random.Gene
 
     Spheres as they are cut have no gap at their surface: their SCF takes minutes or fails.
     """
-    forces = model_forces(Atoms(numbers=numbers, positions=x), model)
-    walled = sampling.with_wall(forces, sampling.sphere_radius(numbers, job.density))
+    forces = model_forces(Atoms(numbers=numbers, positions=x), KQEq(model, threads=1))
+    walled = with_wall(forces, sampling.sphere_radius(numbers, job.density), sampling.STIFFNESS)
     return sampling.langevin(walled, numbers, x, job.kelvin, HEALING, 2.0, rng)
 
 
-def frames_of(index: int, job: Melt, model: Path, atoms: dict[int, float]) -> list[Frame | str]:
+def frames_of(index: int, job: Melt, model: Path) -> list[Frame | str]:
     """Labelled spheres of a melt, one for each moment; about the largest force where dynamics goes wrong."""
     rng = np.random.default_rng([SEED, 7, index])
     spacing = (job_volume(job) / EDGE**3) ** (1 / 3)
@@ -144,15 +132,14 @@ def frames_of(index: int, job: Melt, model: Path, atoms: dict[int, float]) -> li
     edge = EDGE * spacing
     cell = Atoms(numbers=numbers, positions=x, cell=[edge] * 3, pbc=True)
     out: list[Frame | str] = []
-    for k, (now, f) in enumerate(moments(model_forces(cell, model), numbers, x, job, rng)):
+    for k, (now, f) in enumerate(moments(model_forces(cell, KQEq(model, threads=1)), numbers, x, job, rng)):
         wrong = np.abs(f).max() > WRONG
         centre = now[np.argmax(np.abs(f).max(axis=1))] if wrong else rng.uniform(0.0, edge, size=3)
         chosen, sphere = neutral_sphere(numbers, now, edge, centre, job.pairs)
         if not wrong:
             sphere = healed(chosen, sphere, job, model, rng)
         name = f"{'hole' if wrong else 'bulk'}_{index}_{k}_na{job.pairs}cl{job.pairs}"
-        x_written = np.round(sphere - sphere.mean(axis=0), 6)
-        out.append(label(name, job.test, chosen, x_written, 0, np.zeros(3), atoms))
+        out.append(label(name, job.test, chosen, sphere, 0, np.zeros(3)))
     return out
 
 
@@ -183,17 +170,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that label side by side (default: 2)")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    atoms = free_atoms()
     # workers are started afresh: a fork would copy threads that compiled kernels already have
     with get_context("spawn").Pool(arguments.workers) as pool, TemporaryDirectory() as scratch:
         model = trained(HERE / "train.xyz", Path(scratch))
-        tasks = [(index, job, model, atoms) for index, job in enumerate(jobs())]
+        tasks = [(index, job, model) for index, job in enumerate(jobs())]
         labelled = [frame for found in pool.starmap(frames_of, tasks, chunksize=1) for frame in found]
     frames = [f for f in labelled if isinstance(f, Frame)]
     failures = [f for f in labelled if isinstance(f, str)]
     write(arguments.out / "bulk_train.xyz", [f for f in frames if not f.test])
     write(arguments.out / "bulk_test.xyz", [f for f in frames if f.test])
-    report(frames, failures, atoms)
+    report(frames, failures)
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -23,15 +23,13 @@ from pathlib import Path
 import numpy as np
 import sampling
 from ase.io import read
-from sampling import BOND, CL, NA, Floats, Ints
+from sampling import BOND, CL, NA
 from tblite.exceptions import TBLiteRuntimeError
-from tblite.interface import Calculator
 
-from kqeq_md.units import BOHR, HARTREE
+from kqeq_md.examples.reference_data import Floats, Frame, Ints, free_atom, gfn2_forces, label, with_wall, write
 
 SEED = 20240607
 SMALLEST_OPEN_SHELL = 20  # atoms
-LARGEST_FORCE = 30.0  # eV/Angstrom; beyond it a frame teaches nothing that MD meets
 SCALES = (0.88, 0.95)  # of Fumi-Tosi lengths
 HERE = Path(__file__).resolve().parent
 
@@ -71,54 +69,14 @@ class Job:
         return np.array([NA] * self.n_na + [CL] * self.n_cl)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A labelled configuration; units as in the files: eV, Angstrom, e, V/Angstrom."""
-
-    name: str
-    test: bool
-    numbers: Ints
-    positions: Floats
-    charge: int
-    field: Floats
-    energy: float
-    forces: Floats
-    charges: Floats
-    dipole: Floats
-
-
-def gfn2(numbers: Ints, x: Floats, charge: float, field: Floats) -> Calculator:
-    """A GFN2-xTB calculator, silent, with the static field F (V/Angstrom) in the Hamiltonian: E = E0 - mu.F."""
-    calculator = Calculator("GFN2-xTB", numbers, x / BOHR, charge=charge)
-    calculator.set("verbosity", 0)
-    if np.any(field):
-        calculator.add("electric-field", [float(f) * BOHR / HARTREE for f in field])
-    return calculator
-
-
-def free_atoms() -> dict[int, float]:
-    """GFN2 energies of the neutral atoms, eV, per atomic number."""
-    origin = np.zeros((1, 3))
-    return {z: gfn2(np.array([z]), origin, 0, np.zeros(3)).singlepoint().get("energy") * HARTREE for z in (NA, CL)}
-
-
 def gfn2_dynamics(job: Job, x: Floats, charge: int, field: Floats, rng: np.random.Generator) -> Floats:
     """`x` after `job.steps` steps of GFN2 Langevin dynamics at the frame's own charge and field.
 
     Raises:
         TBLiteRuntimeError: the SCF does not converge.
     """
-    calculator = gfn2(job.numbers, x, charge, field)
-    result = None
-
-    def forces(now: Floats) -> Floats:
-        nonlocal result
-        calculator.update(now / BOHR)
-        result = calculator.singlepoint(result)
-        return -result.get("gradient") * HARTREE / BOHR
-
     radius = sampling.sphere_radius(job.numbers, job.density)
-    walled = sampling.with_wall(forces, radius)
+    walled = with_wall(gfn2_forces(job.numbers, charge, field), radius, sampling.STIFFNESS)
     return sampling.langevin(walled, job.numbers, x, job.kelvin, job.steps, 2.0, rng)
 
 
@@ -134,24 +92,6 @@ def sample(job: Job, charge: int, field: Floats, rng: np.random.Generator) -> tu
     if job.kind == "contact":
         x = sampling.push_together(job.numbers, x, job.pair, job.value)
     return job.numbers, x
-
-
-def label(
-    name: str, test: bool, numbers: Ints, x: Floats, charge: int, field: Floats, atoms: dict[int, float]
-) -> Frame | str:
-    """The labelled frame of positions and field as they will be written (6 decimals), or why there is none."""
-    try:
-        result = gfn2(numbers, x, charge, field).singlepoint()
-    except TBLiteRuntimeError:
-        return "SCF not converged"
-    forces = -result.get("gradient") * HARTREE / BOHR
-    charges = result.get("charges")
-    if np.abs(forces).max() > LARGEST_FORCE:
-        return f"force above {LARGEST_FORCE} eV/A"
-    if np.abs(forces.sum(axis=0) - charge * field).max() > 1e-5 or abs(charges.sum() - charge) > 1e-6:
-        return "sum rule broken"
-    energy = result.get("energy") * HARTREE - sum(atoms[int(z)] for z in numbers)
-    return Frame(name, test, numbers, x, charge, field, energy, forces, charges, result.get("dipole") * BOHR)
 
 
 def random_field(largest: float, rng: np.random.Generator) -> Floats:
@@ -170,9 +110,9 @@ def describable(job: Job, charge: int) -> bool:
     return charge == job.n_na - job.n_cl or job.n_na + job.n_cl >= SMALLEST_OPEN_SHELL
 
 
-def frames_of(task: tuple[int, Job, dict[int, float]]) -> list[Frame | str]:
-    """The frames of one job: its configuration, centred, labelled at each of its charges that is describable."""
-    index, job, atoms = task
+def frames_of(task: tuple[int, Job]) -> list[Frame | str]:
+    """The frames of one job: its configuration labelled at each of its charges that is describable."""
+    index, job = task
     rng = np.random.default_rng([SEED, index])
     field = random_field(job.field, rng)
     charge = int(rng.choice(job.charges))
@@ -180,9 +120,8 @@ def frames_of(task: tuple[int, Job, dict[int, float]]) -> list[Frame | str]:
         numbers, x = sample(job, charge, field, rng)
     except TBLiteRuntimeError:
         return ["SCF not converged in sampling"] * len(job.charges)
-    x = np.round(x - x.mean(axis=0), 6)
     name = f"{job.kind}_{index}_na{job.n_na}cl{job.n_cl}"
-    return [label(name, job.test, numbers, x, q, field, atoms) for q in job.charges if describable(job, q)]
+    return [label(name, job.test, numbers, x, q, field) for q in job.charges if describable(job, q)]
 
 
 def temperature(k: int, low: float, high: float) -> float:
@@ -262,34 +201,15 @@ def dense_contact_jobs() -> Iterator[Job]:
             yield Job("contact", 16, 16, (0,), kelvin, density, 0.0, 0, fraction, pair, test=k % 7 == 3)
 
 
-def decimals(row: Floats) -> str:
-    """Numbers with 6 decimals, without negative zeros."""
-    return " ".join(f"{v:.6f}" for v in np.round(row, 6) + 0.0)
-
-
-def write(path: Path, frames: list[Frame]) -> None:
-    """Extended XYZ; positions, forces, charges, dipoles with 6 decimals, energies (eV) with 8."""
-    columns = "species:S:1:pos:R:3:REF_forces:R:3:REF_charges:R:1"
-    with path.open("w") as file:
-        for f in frames:
-            file.write(
-                f"{len(f.numbers)}\nProperties={columns} name={f.name} REF_energy={f.energy:.8f} "
-                f'total_charge={f.charge} electric_field="{decimals(f.field)}" '
-                f'REF_dipole="{decimals(f.dipole)}" pbc="F F F"\n'
-            )
-            for z, row in zip(f.numbers, np.column_stack([f.positions, f.forces, f.charges]), strict=True):
-                file.write(f"{'Na' if z == NA else 'Cl'} {decimals(row)}\n")
-
-
 def interior_density(frame: Frame) -> float:
     """Density (g/cm^3) inside 5 Angstrom of the centre of a frame."""
     inside = frame.numbers[np.linalg.norm(frame.positions, axis=1) < 5.0]
     return float((5.0 / sampling.sphere_radius(inside, 1.0)) ** -3) if len(inside) else 0.0
 
 
-def report(frames: list[Frame], failures: list[str], atoms: dict[int, float]) -> None:
+def report(frames: list[Frame], failures: list[str]) -> None:
     """Prints what the data holds: counts, ranges, shortest distances, densities, failures."""
-    print(f"free atoms (eV): Na {atoms[NA]:.6f}, Cl {atoms[CL]:.6f}")
+    print(f"free atoms (eV): Na {free_atom(NA):.6f}, Cl {free_atom(CL):.6f}")
     for test in (False, True):
         part = [f for f in frames if f.test == test]
         per_atom = [f.energy / len(f.numbers) for f in part]
@@ -311,17 +231,17 @@ def report(frames: list[Frame], failures: list[str], atoms: dict[int, float]) ->
     print(f"discarded: {dict(Counter(failures)) or 'none'}")
 
 
-def made_frames(atoms: dict[int, float]) -> list[Frame | str]:
+def made_frames() -> list[Frame | str]:
     """All frames of the plan, two worker processes, in the order of the plan."""
     jobs = [*small_jobs(), *dimer_jobs(), *contact_jobs(), *large_jobs(), *dense_contact_jobs()]
-    tasks = [(index, job, atoms) for index, job in enumerate(jobs)]
+    tasks = list(enumerate(jobs))
     with Pool(2) as pool:
         # the long jobs come last in the plan: handed out first, both workers end together
         done = pool.map(frames_of, tasks[::-1], chunksize=1)
     return [frame for frames in done[::-1] for frame in frames]
 
 
-def extra_frames(path: Path, atoms: dict[int, float]) -> list[Frame | str]:
+def extra_frames(path: Path) -> list[Frame | str]:
     """The configurations of `path` with new labels, their total_charge and electric_field kept."""
     out: list[Frame | str] = []
     if not path.is_file():
@@ -332,10 +252,10 @@ def extra_frames(path: Path, atoms: dict[int, float]) -> list[Frame | str]:
             raise SystemExit(f"--extra: elements must be Na or Cl, got {', '.join(sorted(unknown))} in frame {k}")
         if found.pbc.any():
             raise SystemExit(f"--extra: frames must have open boundaries, got pbc={found.pbc} in frame {k}")
-        field = np.round(np.array(found.info.get("electric_field", np.zeros(3)), dtype=float), 6)
+        field = np.array(found.info.get("electric_field", np.zeros(3)), dtype=float)
         charge = int(found.info.get("total_charge", 0))
         name = str(found.info.get("name", f"{path.stem}{k}"))
-        out.append(label(name, False, found.numbers, np.round(found.positions, 6), charge, field, atoms))
+        out.append(label(name, False, found.numbers, found.positions, charge, field))
     return out
 
 
@@ -344,8 +264,7 @@ def main() -> None:
     parser.add_argument("--extra", type=Path, help="label these configurations (extended XYZ) into extra.xyz")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the files (default: beside the script)")
     arguments = parser.parse_args()
-    atoms = free_atoms()
-    labelled = extra_frames(arguments.extra, atoms) if arguments.extra else made_frames(atoms)
+    labelled = extra_frames(arguments.extra) if arguments.extra else made_frames()
     frames = [f for f in labelled if isinstance(f, Frame)]
     failures = [f for f in labelled if isinstance(f, str)]
     if arguments.extra:
@@ -354,7 +273,7 @@ def main() -> None:
         return
     write(arguments.out / "train.xyz", [f for f in frames if not f.test])
     write(arguments.out / "test.xyz", [f for f in frames if f.test])
-    report(frames, failures, atoms)
+    report(frames, failures)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,15 @@ Only positions leave this file; every label is computed by GFN2-xTB in `make_dat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from ase import units
 from ase.data import atomic_masses
-from numpy.typing import NDArray
 
+from kqeq_md.examples.reference_data import Floats, Forces, Ints, with_wall
 from kqeq_md.units import COULOMB_CONSTANT
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Forces = Callable[[Floats], Floats]
-
 NA, CL = 11, 17
+STIFFNESS = 2.0  # eV/Angstrom^2, of the wall around a cluster
 G_PER_CM3 = 1e-3 * units.kg / (1e-2 * units.m) ** 3  # in amu/Angstrom^3
 BOND = {(NA, CL): 2.45, (NA, NA): 3.2, (CL, CL): 3.5}
 """Usual nearest distances in hot GFN2 NaCl, Angstrom; GFN2 packs NaCl about 9 % more tightly than experiment."""
@@ -60,16 +55,6 @@ def born_mayer_forces(numbers: Ints) -> Forces:
         return np.einsum("ij,ijc->ic", push / r, d_ijc)
 
     return forces
-
-
-def with_wall(forces: Forces, radius: float, stiffness: float = 2.0) -> Forces:
-    """`forces` plus a harmonic wall, 1/2 k (|r| - R)^2 outside a sphere about the origin (eV/Angstrom^2, Angstrom)."""
-
-    def walled(x: Floats) -> Floats:
-        r = np.linalg.norm(x, axis=1, keepdims=True)
-        return forces(x) - stiffness * np.maximum(r - radius, 0.0) * x / np.maximum(r, 1e-9)
-
-    return walled
 
 
 def langevin(
@@ -119,7 +104,7 @@ def hot_cluster(numbers: Ints, kelvin: float, density: float, scale: float, rng:
     thermal; the wall is set such that the density holds after scaling.
     """
     radius = sphere_radius(numbers, density) / scale
-    forces = with_wall(born_mayer_forces(numbers), radius)
+    forces = with_wall(born_mayer_forces(numbers), radius, STIFFNESS)
     start = random_start(numbers, radius, rng)
     melted = langevin(forces, numbers, start, max(kelvin, 1500.0), 500, 2.0, rng)
     return scale * langevin(forces, numbers, melted, kelvin, 1000, 2.0, rng)

@@ -14,24 +14,31 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from labels import NO_FIELD, Frame, label, write
 from sampling import (
     CHARGE,
+    STIFFNESS,
     WATER,
-    Floats,
-    Forces,
-    Ints,
     langevin,
     lattice_box,
     nearest_molecules,
     numbers_of,
     random_cluster,
     sphere_radius,
-    with_wall,
 )
 
 from kqeq_md.ase import KQEq
 from kqeq_md.cli import main as kqeq
+from kqeq_md.examples.reference_data import (
+    NO_FIELD,
+    Floats,
+    Forces,
+    Frame,
+    Ints,
+    label,
+    model_forces,
+    with_wall,
+    write,
+)
 
 N_EDGE = 4
 """Molecules along an edge of the cell: 64 in all."""
@@ -96,18 +103,6 @@ def trained(frames: list[Frame], folder: Path, name: str) -> Path:
     return path
 
 
-def model_forces(atoms: Atoms, calculator: KQEq) -> Forces:
-    """Forces (eV/Angstrom) of the model as a function of positions (Angstrom)."""
-    atoms.calc = calculator
-
-    def forces(x: Floats) -> Floats:
-        atoms.positions = x
-        out: Floats = atoms.get_forces()
-        return out
-
-    return forces
-
-
 def moments(
     forces: Forces, numbers: Ints, x: Floats, kelvin: float, n_frames: int, rng: np.random.Generator
 ) -> Iterator[tuple[Floats, Floats]]:
@@ -148,7 +143,7 @@ def droplet_frames(job: Droplet, index: int, model: Path, seed: int) -> list[Fra
     direction = rng.normal(size=3)
     field = np.round(job.field * direction / np.linalg.norm(direction), 6)
     calculator = KQEq(model, charge=CHARGE[job.kind], field=field, threads=1)
-    forces = with_wall(model_forces(Atoms(numbers=numbers, positions=x), calculator), radius)
+    forces = with_wall(model_forces(Atoms(numbers=numbers, positions=x), calculator), radius, STIFFNESS)
     *_, (now, _) = moments(forces, numbers, x, job.kelvin, 1, rng)
     name = f"droplet_{index}_{job.kind}_{job.n_water}"
     return [label(name, job.test, numbers, now, CHARGE[job.kind], field)]

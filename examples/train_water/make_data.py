@@ -26,9 +26,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import sampling
 from bulk import Droplet, Liquid, droplet_frames, liquid_frames, trained
-from labels import NO_FIELD, Frame, gfn2_forces, label, write
-from sampling import CHARGE, HYDRONIUM, HYDROXIDE, WATER
+from sampling import CHARGE, HYDRONIUM, HYDROXIDE, STIFFNESS, WATER
 from tblite.exceptions import TBLiteRuntimeError
+
+from kqeq_md.examples.reference_data import NO_FIELD, Frame, gfn2_forces, label, with_wall, write
 
 SEED = 20240811
 HERE = Path(__file__).resolve().parent
@@ -84,7 +85,7 @@ def cluster_frame(index: int, job: Cluster) -> Frame | str:
     x = sampling.random_cluster(job.kind, job.n_water, radius, rng)
     direction = rng.normal(size=3)
     field = np.round(job.field * direction / np.linalg.norm(direction), 6)
-    forces = sampling.with_wall(gfn2_forces(numbers, CHARGE[job.kind], field), radius)
+    forces = with_wall(gfn2_forces(numbers, CHARGE[job.kind], field), radius, STIFFNESS)
     try:
         *_, (x, _) = islice(sampling.langevin(forces, numbers, x, job.kelvin, rng), 100)
     except TBLiteRuntimeError:

@@ -5,15 +5,12 @@ Only positions leave this file; every label is computed by GFN2-xTB in `make_dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from ase import units
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Forces = Callable[[Floats], Floats]
+from kqeq_md.examples.reference_data import Floats, Forces, Ints
 
 WATER, HYDRONIUM, HYDROXIDE = "water", "hydronium", "hydroxide"
 CHARGE = {WATER: 0, HYDRONIUM: 1, HYDROXIDE: -1}
@@ -24,6 +21,7 @@ SHAPES = {
     HYDRONIUM: np.array([[0.0, 0.0, 0.0], [0.94, 0.0, 0.33], [-0.47, 0.81, 0.33], [-0.47, -0.81, 0.33]]),
     HYDROXIDE: np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0]]),
 }
+STIFFNESS = 1.0  # eV/Angstrom^2, of the wall around a cluster
 VOLUME = 29.9  # Angstrom^3 per molecule at 1 g/cm^3
 MASSES = {8: 15.999, 1: 4.0}
 """amu. Where atoms are found does not depend on masses; heavy hydrogen allows steps of 1.5 fs."""
@@ -69,16 +67,6 @@ def lattice_box(n_edge: int, density: float, rng: np.random.Generator) -> tuple[
     edge = (n_edge**3 * VOLUME / density) ** (1 / 3)
     sites = np.indices((n_edge,) * 3).reshape(3, -1).T * edge / n_edge
     return np.concatenate([site + turned(SHAPES[WATER], rng) for site in sites]), float(edge)
-
-
-def with_wall(forces: Forces, radius: float, stiffness: float = 1.0) -> Forces:
-    """`forces` plus a harmonic wall, 1/2 k (|r| - R)^2 outside a sphere about the origin (eV/Angstrom^2, Angstrom)."""
-
-    def walled(x: Floats) -> Floats:
-        r = np.linalg.norm(x, axis=1, keepdims=True)
-        return forces(x) - stiffness * np.maximum(r - radius, 0.0) * x / np.maximum(r, 1e-9)
-
-    return walled
 
 
 def langevin(

@@ -1,4 +1,4 @@
-"""GFN2-xTB labels of water clusters by tblite, and the files that hold them.
+"""What the scripts that make reference data share: labels by GFN2-xTB, forces as functions, and files.
 
 GFN2-xTB: C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019),
 https://doi.org/10.1021/acs.jctc.8b01176. Needs `pip install kqeq_md[train]`.
@@ -6,16 +6,25 @@ https://doi.org/10.1021/acs.jctc.8b01176. Needs `pip install kqeq_md[train]`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from sampling import Floats, Forces, Ints
+from ase import Atoms
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from tblite.exceptions import TBLiteRuntimeError
 from tblite.interface import Calculator
 
+from kqeq_md.ase import KQEq
 from kqeq_md.units import BOHR, HARTREE
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Forces = Callable[[Floats], Floats]
+"""eV/Angstrom as a function of positions, Angstrom."""
 
 LARGEST_FORCE = 30.0  # eV/Angstrom; beyond it a frame teaches nothing that MD meets
 FIELD_STEP = 1e-3 * HARTREE / BOHR  # V/Angstrom (0.001 a.u.), of the differences that give polarizabilities
@@ -50,7 +59,7 @@ def gfn2(numbers: Ints, x: Floats, charge: int, field: Floats, accuracy: float =
 
 
 def gfn2_forces(numbers: Ints, charge: int, field: Floats) -> Forces:
-    """Forces (eV/Angstrom) as a function of positions (Angstrom), each SCF started from the one before.
+    """Forces of GFN2, each SCF started from the one before.
 
     The function raises TBLiteRuntimeError where the SCF does not converge.
     """
@@ -67,6 +76,28 @@ def gfn2_forces(numbers: Ints, charge: int, field: Floats) -> Forces:
         return out
 
     return forces
+
+
+def model_forces(atoms: Atoms, calculator: KQEq) -> Forces:
+    """Forces of a model."""
+    atoms.calc = calculator
+
+    def forces(x: Floats) -> Floats:
+        atoms.positions = x
+        out: Floats = atoms.get_forces()
+        return out
+
+    return forces
+
+
+def with_wall(forces: Forces, radius: float, stiffness: float) -> Forces:
+    """`forces` plus a harmonic wall, 1/2 k (|r| - R)^2 outside a sphere about the origin (eV/Angstrom^2, Angstrom)."""
+
+    def walled(x: Floats) -> Floats:
+        r = np.linalg.norm(x, axis=1, keepdims=True)
+        return forces(x) - stiffness * np.maximum(r - radius, 0.0) * x / np.maximum(r, 1e-9)
+
+    return walled
 
 
 @cache
@@ -132,4 +163,4 @@ def write(path: Path, frames: list[Frame]) -> None:
                 f'REF_dipole="{decimals(f.dipole)}" {alpha}pbc="F F F"\n'
             )
             for z, row in zip(f.numbers, np.column_stack([f.positions, f.forces, f.charges]), strict=True):
-                file.write(f"{'O' if z == 8 else 'H'} {decimals(row)}\n")
+                file.write(f"{chemical_symbols[z]} {decimals(row)}\n")
