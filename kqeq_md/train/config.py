@@ -14,8 +14,9 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import LARGEST_COMPLIANCE, LONGEST_BOND, SHORTEST_BOND
-from kqeq_md.train.data.config import Data, Group, Keys, Units, check_data
+from kqeq_md.train.data.config import Data, Group, Keys, check_data
 from kqeq_md.train.data.files import data_files
+from kqeq_md.train.data.unit_system import Units
 from kqeq_md.train.tune_config import Ranges, read_ranges
 
 __all__ = ["Config", "Data", "Group", "Keys", "Units", "read_config"]

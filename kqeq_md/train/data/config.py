@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from kqeq_md.elements import ATOMIC_NUMBERS
 from kqeq_md.errors import ConfigError
-from kqeq_md.train.data.unit_system import factors
+from kqeq_md.train.data.unit_system import Units, factors
 
 LIGHTEST, HEAVIEST = 1e-6, 1e6
 """Weights of groups: beyond, least squares lose one group or the other in rounding."""
@@ -34,25 +34,6 @@ class Keys:
     field: str = "electric_field"
     stress: str = "REF_stress"
     virial: str = "REF_virial"
-
-
-@dataclass(frozen=True)
-class Units:
-    """[data.units]: units of the files, one of those that `train.data.unit_system` knows; charges are in e.
-
-    Attributes:
-        energy: "eV", "hartree", "Ry", "kcal/mol" or "kJ/mol".
-        length: "Angstrom", "bohr" or "nm", of positions and cells.
-        forces: "energy/length" (from the two above), or a unit of energy over one of length, "hartree/bohr".
-        dipole: "e*length" or "debye".
-        field: "V/Angstrom" or "a.u.".
-    """
-
-    energy: str = "eV"
-    length: str = "Angstrom"
-    forces: str = "energy/length"
-    dipole: str = "e*length"
-    field: str = "V/Angstrom"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ import numpy as np
 from kqeq_md.errors import ConfigError
 from kqeq_md.train.data.bonds import BONDED, Bonds, Stiffness, find_bonds, stiffness
 from kqeq_md.train.data.composition import composition_design
-from kqeq_md.train.data.config import Units
 from kqeq_md.train.data.labels import Frame
-from kqeq_md.train.data.unit_system import FOLLOWS, FORCES, LENGTHS, factors
+from kqeq_md.train.data.unit_system import FOLLOWS, FORCES, LENGTHS, Units, factors
 
 SAMPLE = 200
 """Frames of each file that are looked at, evenly spread."""

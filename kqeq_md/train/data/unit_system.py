@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kqeq_md.errors import ConfigError
 from kqeq_md.units import BOHR, DEBYE, HARTREE, KCAL_PER_MOL, KJ_PER_MOL, NANOMETER
-
-if TYPE_CHECKING:
-    from kqeq_md.train.data.config import Units
 
 ENERGIES = {"eV": 1.0, "hartree": HARTREE, "Ry": HARTREE / 2.0, "kcal/mol": KCAL_PER_MOL, "kJ/mol": KJ_PER_MOL}
 """eV."""
@@ -23,6 +19,25 @@ FIELDS = {"V/Angstrom": 1.0, "a.u.": HARTREE / BOHR}
 FOLLOWS = "energy/length"
 FORCES = {f"{e}/{length}": ENERGIES[e] / LENGTHS[length] for e in ENERGIES for length in LENGTHS}
 """eV/Angstrom."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """[data.units]: units of the files, each one of those named here; charges are in e.
+
+    Attributes:
+        energy: "eV", "hartree", "Ry", "kcal/mol" or "kJ/mol".
+        length: "Angstrom", "bohr" or "nm", of positions and cells.
+        forces: "energy/length" (from the two above), or a unit of energy over one of length, "hartree/bohr".
+        dipole: "e*length" or "debye".
+        field: "V/Angstrom" or "a.u.".
+    """
+
+    energy: str = "eV"
+    length: str = "Angstrom"
+    forces: str = "energy/length"
+    dipole: str = "e*length"
+    field: str = "V/Angstrom"
 
 
 @dataclass(frozen=True)
