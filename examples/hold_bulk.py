@@ -92,7 +92,10 @@ def hold(system: str, model: Path, ps: float, seed: int) -> dict[str, Any]:
             temperature=temperature, damping=100 * timestep, look=LOOK, steps=round(ps / timestep),
         )  # fmt: skip
         rows = run_lammps(script, folder)
-    measure, later = rows["c_most"] / threshold, len(rows["Temp"]) // 10
+    looks = round(ps / timestep) // LOOK + 1
+    if len(rows["Step"]) < looks:  # it prints the last step too
+        raise KqeqError(f"LAMMPS must print {looks} rows or more, got {len(rows['Step'])}")
+    measure, later = rows["c_most"] / threshold, looks // 10
     return {
         "system": system,
         "model": model.name,
@@ -118,12 +121,9 @@ def run_lammps(script: str, folder: Path) -> dict[str, Floats]:
         raise KqeqError(f"LAMMPS failed: {(done.stdout + done.stderr)[-800:]}")
     lines = done.stdout.splitlines()
     begin = max(k for k, line in enumerate(lines) if line.split()[:1] == ["Step"])
-    rows = []
-    for line in lines[begin + 1 :]:
-        words = line.split()
-        if not words or not words[0].isdigit():
-            break
-        rows.append([float(word) for word in words])
+    end = next(k for k in range(begin, len(lines)) if lines[k].startswith("Loop time"))
+    words = [line.split() for line in lines[begin + 1 : end]]
+    rows = [[float(word) for word in row] for row in words if row and row[0].isdigit()]  # warnings stand between them
     return dict(zip(lines[begin].split(), np.array(rows).T, strict=True))
 
 
