@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kqeq_md import __version__
 from kqeq_md.errors import KqeqError
+from kqeq_md.models import SHIPPED
 from kqeq_md.threads import kernel_threads, start_with_one_blas_thread
 
 if TYPE_CHECKING:
@@ -111,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", metavar="MODEL.kqeq")
     info.add_argument("--json", action="store_true", help="the header as JSON")
     info.set_defaults(run=_info)
+
+    models = commands.add_parser(
+        "models",
+        help="the shipped models and their files",
+        description='Print the file of a shipped model, as in `cp "$(kqeq models nacl)" .`, or the list of them.',
+    )
+    models.add_argument("name", metavar="NAME", nargs="?", help=", ".join(SHIPPED))
+    models.set_defaults(run=_models)
 
     select = commands.add_parser(
         "select",
@@ -360,8 +369,20 @@ def _info(arguments: argparse.Namespace) -> int:
     from kqeq_md.train.report.description import describe
 
     model = load_model(arguments.model)
-    text = "\n".join(describe(model))
-    print(json.dumps(model_header(model), indent=1) if arguments.json else f"{arguments.model}: {text}")
+    if arguments.json:
+        print(json.dumps(model_header(model), indent=1))
+    else:
+        print(f"{arguments.model}: " + "\n".join(describe(model)))
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    if arguments.name is None:
+        print("\n".join(f"{name:<12}{path}" for name, path in SHIPPED.items()))
+    elif arguments.name in SHIPPED:
+        print(SHIPPED[arguments.name])
+    else:
+        raise KqeqError(f"`NAME` must be one of {', '.join(SHIPPED)}, got {arguments.name!r}")
     return 0
 
 

@@ -19,7 +19,7 @@ from ase.units import Bohr
 from kqeq_md.ase import KQEq, structure_from_atoms
 from kqeq_md.cli import main
 from kqeq_md.model import load_model, save_model
-from kqeq_md.models import NACL
+from kqeq_md.models import NACL, SHIPPED
 from kqeq_md.potential import Potential
 from kqeq_md.response import response
 
@@ -319,3 +319,13 @@ def test_a_reader_that_left_is_no_error(nacl_model: Path) -> None:
     os.close(write_end)
     assert run.stderr == ""
     assert run.returncode == 141
+
+
+def test_models_prints_the_file_of_a_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "water"]) == 0
+    assert Path(capsys.readouterr().out.rstrip("\n")) == SHIPPED["water"]
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.split()[1::2] == [str(path) for path in SHIPPED.values()]
+    assert all(path.is_file() for path in SHIPPED.values())
+    assert main(["models", "argon"]) == 2
+    assert "`NAME` must be one of nacl, nacl_split, water, water_qeq, got 'argon'" in capsys.readouterr().err

@@ -13,3 +13,6 @@ WATER = NACL.with_name("water.kqeq")
 
 WATER_QEQ = NACL.with_name("water_qeq.kqeq")
 """The same with charges that flow freely."""
+
+SHIPPED = {path.stem: path for path in (NACL, NACL_SPLIT, WATER, WATER_QEQ)}
+"""All of them, by name."""
