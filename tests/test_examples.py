@@ -20,6 +20,7 @@ from kqeq_md.programs import environment, lammps_command
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+BENCHMARKS = EXAMPLES / "benchmarks"
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -145,7 +146,7 @@ def test_melt_of_512_atoms_drifts_less_than_1e_3(tmp_path: Path) -> None:
 
 def test_hold_bulk_watches_the_limits(tmp_path: Path) -> None:
     """A tenth of a picosecond of the melt; a model that calls everything foreign fails."""
-    from kqeq_md.examples.hold_bulk import main
+    from kqeq_md.examples.benchmarks.hold_bulk import main
     from kqeq_md.model import load_model, save_model
 
     assert main(["nacl", str(NACL), "--ps", "0.4", "--json"]) == 0
@@ -160,7 +161,7 @@ def test_training_benchmark_measures_what_it_says(
 ) -> None:
     """Its case of clusters with few frames and points: test, train, without charges, without field; other cases say
     which set they miss."""
-    from kqeq_md.examples import benchmark_training
+    from kqeq_md.examples.benchmarks import benchmark_training
 
     folder = tmp_path / "gfn2_nacl_field"
     folder.mkdir()
@@ -228,7 +229,15 @@ def test_training_configuration_is_the_shipped_models() -> None:
 
 def test_benchmark_of_charges(tmp_path: Path) -> None:
     """The smallest of its sizes: real trajectories, real peers, the keys of its JSON; figures are the README's."""
-    command = [sys.executable, str(EXAMPLES / "benchmark_charges.py"), "--sizes", "500", "--threads", "1", "--json"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "benchmark_charges.py"),
+        "--sizes",
+        "500",
+        "--threads",
+        "1",
+        "--json",
+    ]
     found = json.loads(run([*command, "--folder", str(tmp_path)], tmp_path))
     assert {
         "ratio_reaxff_water", "ratio_reaxff_nacl", "ratio_shielded_water", "iterations_8k", "exponent",
@@ -249,7 +258,7 @@ def test_benchmark_of_charges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "atoms"), [("water", 192), ("nacl", 512)])
 def test_systems_of_the_gap_benchmark(name: str, atoms: int) -> None:
     """Size and density are what the README says; the forces that are fitted are minus the slope of the energy."""
-    from kqeq_md.examples.benchmark_quip import SYSTEMS, labelled
+    from kqeq_md.examples.benchmarks.benchmark_quip import SYSTEMS, labelled
 
     timed = SYSTEMS[name].atoms
     assert len(timed) == atoms
@@ -277,7 +286,7 @@ def test_gap_benchmark_of_a_given_model(tmp_path: Path) -> None:
     records = json.loads((gap / "water_soap.json").read_text())
     record = next(record for record in records if record["virial"] is not None)
     write(tmp_path / "water.xyz", Atoms(record["numbers"], record["positions"], cell=record["cell"], pbc=True))
-    command = [sys.executable, str(EXAMPLES / "benchmark_gap.py"), "--xml", str(gap / "water_soap.xml")]
+    command = [sys.executable, str(BENCHMARKS / "benchmark_gap.py"), "--xml", str(gap / "water_soap.xml")]
     found = json.loads(run([*command, "--structure", "water.xyz", "--quick", "--json"], tmp_path))
     assert found["speedup_exact_given"] > 1.0
     assert 0.0 < found["max_energy_difference"] < 1e-9  # two programs that round differently agree to the tables' error
@@ -292,7 +301,7 @@ def test_gap_benchmark_of_a_given_model(tmp_path: Path) -> None:
 def test_gap_benchmark_makes_its_models(tmp_path: Path) -> None:
     """`gap_fit` on the spot, 500 sparse points of each element, both kernels beside QUIP."""
     pytest.importorskip("quippy")
-    found = json.loads(run([sys.executable, str(EXAMPLES / "benchmark_gap.py"), "--quick", "--json"], tmp_path))
+    found = json.loads(run([sys.executable, str(BENCHMARKS / "benchmark_gap.py"), "--quick", "--json"], tmp_path))
     assert found["max_force_difference"] < 1e-6
     assert {row["name"]: row["sparse_points"] for row in found["rows"]} == {"water_84": 1000, "nacl_84": 1000}
     for row in found["rows"]:
@@ -303,7 +312,7 @@ def test_gap_benchmark_makes_its_models(tmp_path: Path) -> None:
 
 
 def test_gap_benchmark_names_what_is_missing(tmp_path: Path) -> None:
-    script = "from kqeq_md.examples import benchmark_gap as b; b.find_spec = lambda name: None; b.main()"
+    script = "from kqeq_md.examples.benchmarks import benchmark_gap as b; b.find_spec = lambda name: None; b.main()"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "QUIP is not installed: pip install 'kqeq_md[bench]' (or quippy-ase alone)\n"
@@ -311,7 +320,7 @@ def test_gap_benchmark_names_what_is_missing(tmp_path: Path) -> None:
 
 def test_benchmark_of_the_whole_step(tmp_path: Path) -> None:
     """Every part of the step is found in the profile, and together they are the step."""
-    command = [sys.executable, str(EXAMPLES / "benchmark_step.py"), "--sizes", "1000", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "benchmark_step.py"), "--sizes", "1000", "--json"]
     found = json.loads(run(command, tmp_path))
     assert set(found["microseconds"]) == {"1000"}
     assert all(time > 0 for time in found["microseconds"]["1000"].values())
@@ -329,7 +338,7 @@ def test_ranks_of_the_lammps_benchmark_obey_and_fail_together(tmp_path: Path) ->
     from contextlib import closing
 
     from kqeq_md.errors import KqeqError
-    from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks
+    from kqeq_md.examples.benchmarks.benchmark_ranks import SECTIONS, Ranks
 
     gas = """
 atom_style charge
@@ -355,7 +364,7 @@ run 0 post no
 
 def test_traffic_of_the_lammps_benchmark() -> None:
     """Calls are told apart by what they carry; the bytes are those of a count by hand for one and for many ranks."""
-    from kqeq_md.examples.benchmark_ranks import Traffic, counted, exchanged
+    from kqeq_md.examples.benchmarks.benchmark_ranks import Traffic, counted, exchanged
     from kqeq_md.lammps_plugin.halo import LammpsHalo
 
     def nothing(*_: object) -> None:
@@ -381,7 +390,14 @@ def test_traffic_of_the_lammps_benchmark() -> None:
 
 def test_benchmark_of_lammps(tmp_path: Path) -> None:
     """Its smallest box with a model of few frames: water that stays water, real ranks, the keys of its JSON."""
-    command = [sys.executable, str(EXAMPLES / "benchmark_lammps.py"), "--quick", "--size", "500", "--json"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "benchmark_lammps.py"),
+        "--quick",
+        "--size",
+        "500",
+        "--json",
+    ]
     found = json.loads(run([*command, "--folder", str(tmp_path)], tmp_path))
     assert found["atoms"] == {"one": 501, "two": 501, "reaxff": 501}
     assert -0.5 < found["overhead_1000_atoms"] < 1.0  # a busy machine, but no factor
@@ -401,7 +417,7 @@ def test_benchmark_of_lammps(tmp_path: Path) -> None:
 
 def test_steps_of_the_ipi_benchmark() -> None:
     """Steps of two calls, told apart by when they begin, whoever made them; a stop in between leaves a step out."""
-    from kqeq_md.examples.benchmark_ipi import middle, steps_in_turns
+    from kqeq_md.examples.benchmarks.benchmark_ipi import middle, steps_in_turns
 
     starts = np.array([0.0, 1.0, 10.0, 11.0, 20.0, 21.0, 40.0, 41.0, 50.0])
     lengths = np.array([0.5, 2.0, 0.5, 3.0, 0.5, 2.0, 0.5, 2.0, 0.5])
@@ -420,7 +436,7 @@ def test_runs_of_the_ipi_benchmark_take_turns(transport: str, tmp_path: Path) ->
     """The clock sees every step of a real i-PI in its own turn and nothing in the others'."""
     import tempfile
 
-    from kqeq_md.examples.benchmark_ipi import Setting, race
+    from kqeq_md.examples.benchmarks.benchmark_ipi import Setting, race
 
     settings = {
         "stock": Setting(None, True, transport, (2, 2, 2)),
@@ -440,7 +456,7 @@ def test_runs_of_the_ipi_benchmark_take_turns(transport: str, tmp_path: Path) ->
 
 def test_ipi_benchmark_tells_what_has_failed(tmp_path: Path) -> None:
     from kqeq_md.errors import KqeqError
-    from kqeq_md.examples.benchmark_ipi import Setting, race
+    from kqeq_md.examples.benchmarks.benchmark_ipi import Setting, race
 
     with pytest.raises(KqeqError, match="a driver has ended: kqeq-ipi: error: .*extras: must be"):
         race({"wrong": Setting("quadrupole", ions=(2, 2, 2))}, 1, 0.1, tmp_path)
@@ -449,10 +465,41 @@ def test_ipi_benchmark_tells_what_has_failed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_benchmark_of_ipi(tmp_path: Path) -> None:
     """Real runs, the keys of its JSON, and figures of the right kind; what they are is the README's matter."""
-    found = json.loads(run([sys.executable, str(EXAMPLES / "benchmark_ipi.py"), "--quick", "--json"], tmp_path))
+    found = json.loads(run([sys.executable, str(BENCHMARKS / "benchmark_ipi.py"), "--quick", "--json"], tmp_path))
     assert set(found["targets"]) < set(found)
     assert found["batch_ratio_32"] > 1.0
     assert 0.1 < found["speedup_2_clients"] < 4.0  # a busy machine, but no factor of beads
     row = found["microseconds"]["unix"]
     assert found["overhead_us_200_atoms"] == row["overhead"] < row["evaluation"] * 10
     assert min(row["stock step"], row["driver's processor"]) > 0.0
+
+
+def test_soak_finds_a_drift_and_its_error() -> None:
+    """A slope in noise whose neighbours know of each other, as the energy of velocity Verlet does."""
+    from kqeq_md.examples.benchmarks.soak_melt import drift, growth
+
+    rng = np.random.default_rng(1)
+    time = np.arange(0.0, 200.0, 0.02)
+    found = []
+    for _ in range(40):
+        noise = np.convolve(rng.normal(size=len(time) + 50), np.ones(51) / 51, mode="valid")
+        found.append(drift(time, 3.0 + 0.01 * time + noise))
+    slopes, errors = np.array(found).T
+    assert slopes.mean() == pytest.approx(0.01, abs=4 * slopes.std() / np.sqrt(len(slopes)))
+    assert errors.mean() == pytest.approx(
+        slopes.std(), rel=0.4
+    )  # 40 slopes tell their spread to 11 %, each error to 25 %
+    assert growth(np.array([50.0, 90.0, *[100.0] * 17, 101.0])) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_soak_goes_on_from_its_restart_file(tmp_path: Path) -> None:
+    from kqeq_md.examples.benchmarks.soak_melt import samples, summary
+
+    first = samples(tmp_path, 500, 5)
+    both = samples(tmp_path, 1000, 5)
+    assert [row.step for row in both] == [*range(0, 1001, 5)]
+    again = next(row for row in both if row.step == 500)
+    assert again.process != first[-1].process
+    assert again.energy == pytest.approx(first[-1].energy, abs=1e-6)  # eV: solved to 1e-7 from other starts
+    assert summary(both)["processes"] == 2

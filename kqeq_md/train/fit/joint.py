@@ -31,7 +31,7 @@ from kqeq_md.train.fit.charge_response import ACCURACY, TIGHT, charge_response
 from kqeq_md.train.fit.design import Batch, Progress, force_design, make_batch
 from kqeq_md.train.fit.linearised import Linearised, learned_reference, linearise, polarizability
 from kqeq_md.train.fit.molecules import for_each
-from kqeq_md.train.fit.normal_equations import NormalEquations
+from kqeq_md.train.fit.normal_equations import NormalEquations, penalty
 from kqeq_md.train.fit.physical import bounds_of
 from kqeq_md.train.fit.rows import Block, JointRows, present_blocks
 from kqeq_md.train.fit.unknowns import Unknowns
@@ -122,13 +122,13 @@ class JointFit:
             everyone: whether the held-out frames count too.
             farthest: that physical parameters may move; half of that with each further damping.
         """
-        equations, start = around.fitted, around.square + float(((x / prior) ** 2).sum())
+        equations, start = around.fitted, around.square + penalty(x, prior)
         if everyone:
             equations, start = equations + around.held_out, start + around.held_out_square
         best, found = Step(x, start, 0.0), False
         for number, damping in enumerate(DAMPING):
             candidate = self.solve(equations, prior, x, damping, farthest / 2.0**number)
-            promised = equations.error(candidate) + float(((candidate / prior) ** 2).sum())
+            promised = equations.error(candidate) + penalty(candidate, prior)
             square = self.square(candidate, prior, everyone)
             if square < best.square:
                 best, found = Step(candidate, square, damping), True
@@ -155,7 +155,7 @@ class JointFit:
         """What is minimised, at x: for the fitted frames, or for all."""
         potential = Potential(self.unknowns.model(x), ACCURACY, TIGHT, threads=1)
         frames = [frame for batch in self.batches for frame in batch if everyone or frame.place not in self.held_out]
-        return float(np.sum(for_each(potential, frames, self._square))) + float(((x / prior) ** 2).sum())
+        return float(np.sum(for_each(potential, frames, self._square))) + penalty(x, prior)
 
     def _square(self, potential: Potential, frame: Frame) -> float:
         try:

@@ -24,6 +24,11 @@ TILE = 256
 """Columns whose products one thread makes at once. Every tile is summed by itself, by whichever thread."""
 
 
+def penalty(x: Floats, prior: Floats) -> float:
+    """sum_k (x_k / prior_k)^2, for unknowns and priors of one shape."""
+    return float(((x / prior) ** 2).sum())
+
+
 class NormalEquations:
     """H, b and c of the rows so far.
 

@@ -30,7 +30,7 @@ from kqeq_md.train.fit.charge_fit import Answering, answers, charge_rows, in_ord
 from kqeq_md.train.fit.design import Progress, split_into_batches
 from kqeq_md.train.fit.joint import JointFit, has_polarizability
 from kqeq_md.train.fit.linearised import charges_by_parameter, polarizability
-from kqeq_md.train.fit.normal_equations import NormalEquations
+from kqeq_md.train.fit.normal_equations import NormalEquations, penalty
 from kqeq_md.train.fit.physical import bounds_of, derivatives
 from kqeq_md.train.fit.rows import FrameRows
 from kqeq_md.train.fit.unknowns import Unknowns
@@ -78,7 +78,7 @@ def fit_physical(
     for _ in progress(range(ROUNDS), "physical parameters, rounds at most"):
         around = silent.around(x, "")
         step = silent.improve(around, prior, x, farthest=farthest)
-        settled = step.square > (1.0 - SETTLED) * (around.square + float(((x / prior) ** 2).sum()))
+        settled = step.square > (1.0 - SETTLED) * (around.square + penalty(x, prior))
         x = step.x
         if settled and farthest > 0.0:
             break
@@ -138,7 +138,7 @@ class PhysicalFit:
         equations = self._equations(parts)
         w = equations.solve(self._prior)
         sigma = self._fit.prior_physical
-        value = equations.error(w) + float(((w / self._prior) ** 2).sum()) + float(((x / sigma) ** 2).sum())
+        value = equations.error(w) + penalty(w, self._prior) + penalty(x, sigma)
         gradient = 2.0 * x / sigma**2
         for add_value, add_gradient in in_parallel(partial(self._explicit, w), parts, kernel_threads()):
             value += add_value

@@ -27,7 +27,7 @@ from ase.build import bulk
 from ase.io import write
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples.benchmark_quip import water
+from kqeq_md.examples.benchmarks.benchmark_quip import water
 from kqeq_md.extrapolation import largest_measure
 from kqeq_md.model import load_model
 from kqeq_md.programs import environment, lammps_command

@@ -31,7 +31,7 @@ from ase.build import bulk
 from kqeq_md.ase import structure_from_atoms
 from kqeq_md.charges.equilibrate import ChargeSolver, electrostatic_gradient
 from kqeq_md.electrostatics.coulomb import Electrostatics
-from kqeq_md.examples.benchmark_charges import WARM_UP, memory
+from kqeq_md.examples.benchmarks.benchmark_charges import WARM_UP, memory
 from kqeq_md.local_part import LocalPart
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential

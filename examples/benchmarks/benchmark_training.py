@@ -40,8 +40,8 @@ from ase.io import read, write
 
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples.benchmark_charges import rms
-from kqeq_md.examples.benchmark_quip import gap_fit
+from kqeq_md.examples.benchmarks.benchmark_charges import rms
+from kqeq_md.examples.benchmarks.benchmark_quip import gap_fit
 from kqeq_md.model import Model
 from kqeq_md.structure import Structure
 from kqeq_md.threads import start_with_one_blas_thread
@@ -292,7 +292,7 @@ def gap(data: Path) -> dict[str, Any]:
 OURS = """
 import json
 from pathlib import Path
-from kqeq_md.examples.benchmark_training import gap_fitted
+from kqeq_md.examples.benchmarks.benchmark_training import gap_fitted
 Path({json!r}).write_text(json.dumps(gap_fitted(Path({folder!r}))))
 """
 

@@ -37,9 +37,9 @@ import numpy as np
 from ase.io import read, write
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples.benchmark_charges import rms
-from kqeq_md.examples.benchmark_peers import REPLICAS, SEED, WATER, lammps, make_trajectory, unwrapped
-from kqeq_md.examples.benchmark_ranks import SECTIONS, Ranks, Traffic, exchanged
+from kqeq_md.examples.benchmarks.benchmark_charges import rms
+from kqeq_md.examples.benchmarks.benchmark_peers import REPLICAS, SEED, WATER, lammps, make_trajectory, unwrapped
+from kqeq_md.examples.benchmarks.benchmark_ranks import SECTIONS, Ranks, Traffic, exchanged
 from kqeq_md.model import load_model, save_model
 from kqeq_md.structure import Structure
 from kqeq_md.train.config import read_config
@@ -86,7 +86,7 @@ def make_model(path: Path, every: int) -> None:
     Raises:
         KqeqError: its data are not beside this file.
     """
-    data = Path(__file__).parent / "train_water"
+    data = Path(__file__).parents[1] / "train_water"
     if not data.is_dir():
         raise KqeqError(f"{data} does not exist: run this in the folder `examples` of a clone")
     config = read_config(data / "water.toml")

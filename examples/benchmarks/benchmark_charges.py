@@ -41,7 +41,7 @@ from kqeq_md.charges.preconditioner import RADIUS
 from kqeq_md.charges.split import find_bonds
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.elements import SYMBOLS
-from kqeq_md.examples.benchmark_peers import (
+from kqeq_md.examples.benchmarks.benchmark_peers import (
     NACL,
     REPLICAS,
     TOLERANCE,

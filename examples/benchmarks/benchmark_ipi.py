@@ -40,10 +40,10 @@ from ase.build import bulk
 from ase.io import write
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples import benchmark_clock
-from kqeq_md.examples.benchmark_clock import calls_of, new_log
-from kqeq_md.examples.benchmark_ranks import ONE_THREAD
-from kqeq_md.examples.benchmark_step import LATTICE
+from kqeq_md.examples.benchmarks import benchmark_clock
+from kqeq_md.examples.benchmarks.benchmark_clock import calls_of, new_log
+from kqeq_md.examples.benchmarks.benchmark_ranks import ONE_THREAD
+from kqeq_md.examples.benchmarks.benchmark_step import LATTICE
 from kqeq_md.ipi_driver import pes
 from kqeq_md.models import NACL
 from kqeq_md.programs import environment, program

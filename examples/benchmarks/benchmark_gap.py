@@ -43,8 +43,8 @@ from kqeq_md.compression import compress, forces_on
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples.benchmark_charges import memory, rms
-from kqeq_md.examples.benchmark_quip import INSTALL, SEED, SYSTEMS, Answer, Quip, fit_gap
+from kqeq_md.examples.benchmarks.benchmark_charges import memory, rms
+from kqeq_md.examples.benchmarks.benchmark_quip import INSTALL, SEED, SYSTEMS, Answer, Quip, fit_gap
 from kqeq_md.gap_import import import_gap
 from kqeq_md.model import Model, SoapTerm, load_model, save_model
 from kqeq_md.potential import Potential

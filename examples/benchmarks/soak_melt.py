@@ -158,14 +158,14 @@ def summary(rows: Sequence[Sample], n_atoms: int = 216) -> dict[str, float]:
     time = step * TIMESTEP
     slope, error = drift(time, 1000 * energy / n_atoms)
     return {
-        "steps": step[-1],
-        "time_ps": time[-1],
-        "mean_temperature_K": temperature.mean(),
+        "steps": int(step[-1]),
+        "time_ps": float(time[-1]),
+        "mean_temperature_K": float(temperature.mean()),
         "drift_meV_per_atom_ps": slope,
         "drift_error_meV_per_atom_ps": error,
-        "energy_rms_meV_per_atom": 1000 * energy.std() / n_atoms,
+        "energy_rms_meV_per_atom": 1000 * float(energy.std()) / n_atoms,
         "processes": len(np.unique(process)),
-        "memory_MB": memory[-1],
+        "memory_MB": float(memory[-1]),
         "memory_growth_MB": max(growth(memory[process == number]) for number in np.unique(process)),
     }
 

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.examples.benchmark_charges import memory
-from kqeq_md.examples.benchmark_peers import lammps, unwrapped
+from kqeq_md.examples.benchmarks.benchmark_charges import memory
+from kqeq_md.examples.benchmarks.benchmark_peers import lammps, unwrapped
 from kqeq_md.lammps_plugin.halo import LammpsHalo
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment, program
