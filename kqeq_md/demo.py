@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -11,10 +10,12 @@ import time
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kqeq_md.errors import KqeqError
+from kqeq_md.json_text import json_text
 from kqeq_md.models import NACL
 from kqeq_md.programs import environment, lammps_command, program
 from kqeq_md.structure import Floats
@@ -31,8 +32,8 @@ TIME_LIMIT = 600.0
 """Seconds after which a run that hangs is ended; a run takes less than a minute."""
 
 
-def run_demo(folder: Path, say: Callable[[str], None]) -> str:
-    """Run LAMMPS and i-PI in `folder` (inputs, model, logs and `demo.png` stay there); returns what it shows.
+def run_demo(folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """Run LAMMPS and i-PI in `folder` (inputs, model, logs and `demo.png` stay there); numbers, and what they show.
 
     `say` is told what runs while it runs.
 
@@ -159,11 +160,15 @@ def _plot(folder: Path, melt: list[dict[str, Floats]], cluster: Floats) -> None:
     figure.savefig(folder / "demo.png", dpi=120)
 
 
-def _summary(folder: Path, melt: list[dict[str, Floats]], cluster: Floats, seconds: float) -> str:
+def _summary(
+    folder: Path, melt: list[dict[str, Floats]], cluster: Floats, seconds: float
+) -> tuple[dict[str, Any], str]:
     sodium, chlorine = _melt_charges(folder)
     conserved = 1000.0 * np.ptp(cluster[:, 2])
     potential = 1000.0 * np.ptp(cluster[:, 3])
     results = {
+        "folder": str(folder),
+        "commands": [[lammps_command().name, *_melt_arguments()], ["i-pi", "input.xml"], ["kqeq-ipi", *DRIVER]],
         "melt_drift": drift(folder / "lammps.out"),
         "melt_charge_na": [float(sodium.mean()), float(sodium.std())],
         "melt_charge_cl": [float(chlorine.mean()), float(chlorine.std())],
@@ -171,8 +176,8 @@ def _summary(folder: Path, melt: list[dict[str, Floats]], cluster: Floats, secon
         "cluster_potential_range_meV": potential,
         "seconds": seconds,
     }
-    (folder / "demo.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return f"""\
+    (folder / "demo.json").write_text(json_text(results) + "\n", encoding="utf-8")
+    text = f"""\
 The shipped NaCl model ran in two engines, charges equilibrated again at every step ({seconds:.0f} s):
   LAMMPS, 64-atom melt at about {melt[1]["Temp"].mean():.0f} K: {results["melt_drift"]};
     charges Na {sodium.mean():+.3f} +- {sodium.std():.3f} e, Cl {chlorine.mean():+.3f} +- {chlorine.std():.3f} e
@@ -182,3 +187,4 @@ The shipped NaCl model ran in two engines, charges equilibrated again at every s
 Plot, logs, inputs and the model: {folder}/demo.png, lammps.out, i-pi.out, ...
 Again, by hand:  cd {folder} && {lammps_command().name} {" ".join(_melt_arguments())}
 """
+    return results, text

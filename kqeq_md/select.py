@@ -16,18 +16,18 @@ Reference: Gonzalez, Theor. Comput. Sci. 38, 293 (1985), doi:10.1016/0304-3975(8
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 
 from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.errors import KqeqError
 from kqeq_md.extrapolation import Extrapolation
+from kqeq_md.frames import read_atoms
 from kqeq_md.local_part import LocalKernels
 from kqeq_md.model import Model
 from kqeq_md.neighbours import find_pairs
@@ -157,7 +157,7 @@ def select(
     best: list[tuple[float, int, Candidate]] = []
     n_frames = n_refused = n_extrapolating = 0
     first = ""
-    for place, atoms in _frames(files):
+    for place, atoms in (frame for file in files for frame in read_atoms(file, "trajectory")):
         n_frames += 1
         if is_open:
             atoms.set_cell(None)
@@ -179,23 +179,6 @@ def select(
     candidates = [candidate for *_, candidate in sorted(best, key=lambda entry: -entry[1])]
     picks, ended = _pick(ruler, candidates, number)
     return Selection(picks, ruler.potential.largest_measure, n_frames, n_extrapolating, n_refused, first, ended)
-
-
-def _frames(files: Sequence[str | Path]) -> Iterator[tuple[str, Atoms]]:
-    """Frames one by one with their places."""
-    for file in files:
-        if not Path(file).is_file():  # before ASE takes "-" for standard input and "@" for a slice
-            raise KqeqError(f"trajectory {file} does not exist")
-        try:
-            index = -1
-            for index, atoms in enumerate(iread(Path(file), index=":")):
-                yield f"{file}, frame {index}", atoms
-        except KqeqError:
-            raise
-        except Exception as error:  # ASE's readers raise whatever their parsers meet
-            raise KqeqError(f"trajectory {file} cannot be read: {type(error).__name__}: {error}") from None
-        if index < 0:
-            raise KqeqError(f"trajectory {file} holds no frames")
 
 
 def _candidate(ruler: Ruler, place: str, atoms: Atoms, charge: float) -> Candidate | None:

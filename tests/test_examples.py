@@ -123,9 +123,10 @@ def test_training_example_runs(tmp_path: Path) -> None:
 
 def test_demo_shows_what_it_says(tmp_path: Path) -> None:
     said: list[str] = []
-    text = run_demo(tmp_path / "demo", say=said.append)
+    found, text = run_demo(tmp_path / "demo", say=said.append)
     assert len(said) == 2
     results = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert found == results
     assert "charges equilibrated again at every step" in text
     assert results["melt_charge_na"][0] == pytest.approx(-results["melt_charge_cl"][0], abs=1e-6)
     assert results["melt_charge_na"][1] > 0.01  # they differ from atom to atom

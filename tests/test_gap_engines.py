@@ -178,7 +178,7 @@ def test_eval_and_diagnose(gap: Path, crystal: dict[str, Any], tmp_path: Path, c
 def test_the_gap_itself_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gap.xml").write_text("<GAP/>")
     assert main(["import-gap", str(tmp_path / "gap.xml"), "-o", str(tmp_path / "gap.xml")]) == 2
-    assert "`--output` must not be the GAP file itself" in capsys.readouterr().err
+    assert "`--output` must not be a file that is read" in capsys.readouterr().err
     assert (tmp_path / "gap.xml").read_text() == "<GAP/>"
 
 

@@ -424,7 +424,7 @@ def test_an_interrupted_command_writes_the_best_so_far(
         (["-o", "best.toml", "--minutes", "0"], "`minutes` must be positive, got 0"),
         (["-o", "best.toml", "--minutes", "nan"], "`minutes` must be positive, got nan"),
         (["-o", "best.toml", "--trials", "0"], "`trials` must be at least 1, got 0"),
-        (["-o", "c.toml"], "`output` must not be the configuration itself"),
+        (["-o", "c.toml"], "`--output` must not be a file that is read, got c.toml"),
         (["-o", "no/best.toml"], "`--output` must lie in a folder that exists"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kqeq_md.errors import ConfigError
+from kqeq_md.json_text import json_text
 from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.content import ReportInput, predictions_of, report_content
 from kqeq_md.train.report.diagnosis import DIAGNOSIS, Findings, diagnose_model, plot_findings
@@ -59,7 +59,7 @@ def write_report(folder: Path, given: ReportInput, progress: Progress) -> dict[s
     with replaced(folder) as new:
         plots = _plots(given, predictions, found, new) if have_matplotlib() else []
         content["plots"] = plots
-        (new / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (new / JSON).write_text(json_text(content) + "\n", encoding="utf-8")
         images = {name: (new / name).read_bytes() for name in plots}
         (new / HTML).write_text(page(content, found, images), encoding="utf-8")
     return content

@@ -34,10 +34,8 @@ def read_text(path: Path, output: Path, config: Config) -> str:
         config: the configuration.
 
     Raises:
-        ConfigError: the output is the configuration itself; see `rewritten`.
+        ConfigError: see `rewritten`.
     """
-    if output.exists() and output.samefile(path):
-        raise ConfigError(f"`output` must not be the configuration itself, got {output}")
     text = path.read_text(encoding="utf-8")
     other = {(SEARCHED[name].table, name): value_of(config, name) + 1 for name in grid_of(config)}
     rewritten(text, other, path.parent, output.parent)

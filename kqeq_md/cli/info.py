@@ -1,0 +1,33 @@
+"""`kqeq info`."""
+
+from __future__ import annotations
+
+import argparse
+
+from kqeq_md.cli.arguments import Commands, add_command, add_common
+from kqeq_md.cli.output import answer
+
+NAME = "info"
+
+
+def add(commands: Commands) -> None:
+    """Its part of the command line."""
+    command = add_command(
+        commands,
+        NAME,
+        "what a model file holds",
+        "Print what a model file holds: elements, kernels, charges, training data and errors.",
+        ["kqeq info nacl.kqeq", "kqeq info nacl.kqeq --json"],
+        _run,
+    )
+    command.add_argument("model", metavar="MODEL.kqeq", help="a model")
+    add_common(command, json="the header of the file")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from kqeq_md.model import load_model, model_header
+    from kqeq_md.train.report.description import describe
+
+    model = load_model(arguments.model)
+    answer(arguments, model_header(model), f"{arguments.model}: " + "\n".join(describe(model)))
+    return 0
