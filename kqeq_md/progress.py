@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ INTERVAL = 30.0
 
 def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
     """The items, while stderr says how many are done and how long the others take."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":  # a bar is written over itself
         try:
             from tqdm import tqdm
         except ImportError:  # of the extra `train`

@@ -1,4 +1,4 @@
-"""Computing without warnings, where they would be said of what nobody asked for."""
+"""Computing without warnings, where they would be said of what nobody asked for, or again and again."""
 
 from __future__ import annotations
 
@@ -20,3 +20,21 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(errors_only)
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """Warnings of the core come once, however many potentials are at work; the first one's numbers are told."""
+    log, said = logging.getLogger("kqeq_md"), set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage() if record.msg == "%s" else str(record.msg)
+        new = record.levelno < logging.WARNING or text not in said
+        said.add(text)
+        return new
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)

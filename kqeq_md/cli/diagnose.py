@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from kqeq_md.cli.arguments import Commands, add_command, add_common
-from kqeq_md.cli.output import answer
+from kqeq_md.cli.output import answer, read_model
 from kqeq_md.errors import KqeqError
 
 NAME = "diagnose"
@@ -44,9 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.diagnose.report import as_json, as_text
     from kqeq_md.diagnose.samples import SPACING
     from kqeq_md.frames import read_structures
-    from kqeq_md.model import load_model
 
-    model = load_model(arguments.model)
+    model = read_model(arguments.model)
     structures = [structure for file in arguments.structures for structure in read_structures(file)]
     if arguments.plot is not None:
         check_plots(arguments.plot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kqeq_md.cli.arguments import Commands, add_command, add_common
-from kqeq_md.cli.output import answer, progress_of
+from kqeq_md.cli.output import answer, progress_of, read_model
 
 NAME = "eval"
 
@@ -34,18 +34,20 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.charges.charge_model import CONNECTIVITY
-    from kqeq_md.model import load_model, reading
+    from kqeq_md.model import reading
+    from kqeq_md.quiet import saying_once
     from kqeq_md.train.config import Data, build
     from kqeq_md.train.data import read_frames
     from kqeq_md.train.report import evaluate, format_table
 
-    model = load_model(arguments.model)
+    model = read_model(arguments.model)
     with reading("training"):
         data = build(Data, {"train": [], **model.training.get("config", {}).get("data", {})}, "training.config.data.")
     fragments = arguments.fragments
     numbers = None if fragments == CONNECTIVITY else fragments
     frames = read_frames(arguments.data, data.keys, numbers, not arguments.response, data.units, data.field_term)
     progress = progress_of(arguments)
-    table = evaluate(model, frames, progress, arguments.charges, fragments is not None, arguments.response)
+    with saying_once():
+        table = evaluate(model, frames, progress, arguments.charges, fragments is not None, arguments.response)
     answer(arguments, table, f"RMSE (MAE)\n{format_table(table)}")
     return 0

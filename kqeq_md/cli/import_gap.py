@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from kqeq_md.structure import Structure
 
 NAME = "import-gap"
+
+log = logging.getLogger("kqeq_md")
 
 
 def add(commands: Commands) -> None:
@@ -49,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.low_rank is not None:
         model = _with_low_rank(model, read_structures(arguments.low_rank))
     save_model(model, arguments.output)
+    log.info("wrote %s", arguments.output)
     change = model.training.get("low_rank_force_error")
     lines = [] if change is None else [f"low rank: forces change by {change:.1e} of their rms"]
     document = {"model": str(arguments.output), "species": list(model.species), "cutoff": model.cutoff,

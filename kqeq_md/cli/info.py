@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kqeq_md.cli.arguments import Commands, add_command, add_common
-from kqeq_md.cli.output import answer
+from kqeq_md.cli.output import answer, read_model
 
 NAME = "info"
 
@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kqeq_md.model import load_model, model_header
+    from kqeq_md.model import model_header
     from kqeq_md.train.report.description import describe
 
-    model = load_model(arguments.model)
+    model = read_model(arguments.model)
     answer(arguments, model_header(model), f"{arguments.model}: " + "\n".join(describe(model)))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,10 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.json_text import json_text
 
 if TYPE_CHECKING:
+    from kqeq_md.model import Model
     from kqeq_md.train.fit.design import Progress
+
+log = logging.getLogger("kqeq_md")
 
 
 def check_output(path: Path, name: str = "--output", inputs: Sequence[str | Path] = ()) -> None:
@@ -26,6 +30,15 @@ def check_output(path: Path, name: str = "--output", inputs: Sequence[str | Path
     for file in inputs:
         if path.exists() and Path(file).exists() and path.samefile(file):
             raise KqeqError(f"`{name}` must not be a file that is read, got {path}")
+
+
+def read_model(path: str) -> Model:
+    """The model of a file; errors as in `load_model`."""
+    from kqeq_md.model import load_model
+
+    model = load_model(path)
+    log.info("read %s: %s, %s", path, ", ".join(model.species), model.charges if model.has_charges else "no charges")
+    return model
 
 
 def say(arguments: argparse.Namespace, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from kqeq_md import __version__
 from kqeq_md.cli import check, demo, diagnose, evaluate, import_gap, info, ir, models, select, train, tune
 from kqeq_md.cli.arguments import Commands, Parser, add_volume, nearest
+from kqeq_md.cli.completion import SHELLS, PrintCompletion
 from kqeq_md.cli.terminal import error_line, logging_to_stderr
 from kqeq_md.errors import KqeqError
 from kqeq_md.threads import kernel_threads, start_with_one_blas_thread
@@ -59,14 +60,10 @@ class _Program(Parser):
         formatter.add_text(self.epilog)
         return formatter.format_help()
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As `Parser`, and an unknown subcommand is told with the nearest one."""
-        words = list(sys.argv[1:] if args is None else args)
-        self._refuse_unknown_options(words)
-        command = next((word for word in words if not word.startswith("-")), None)
-        if command is not None and command not in self.commands.choices:
-            self.error(f"unknown command `{command}`{nearest(command, self.commands.choices)}")
-        return super().parse_known_args(words, namespace)
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action is self.commands and value not in self.commands.choices:
+            self.error(f"unknown command `{value}`{nearest(value, self.commands.choices)}")
+        super()._check_value(action, value)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
     out = _Program(prog="kqeq", description="Machine-learned charge equilibration for MD.", epilog=_EPILOG)
     out._optionals.title = "options"
     out.add_argument("--version", action="version", version=f"kqeq_md {__version__}")
+    out.add_argument(
+        "--print-completion", metavar="|".join(SHELLS), choices=SHELLS, action=PrintCompletion,
+        help="print a script that makes a shell complete this command line",
+    )  # fmt: skip
     add_volume(out)
     out.set_defaults(run=lambda _: _help(out, None))
     out.commands = out.add_subparsers(metavar="COMMAND", parser_class=Parser)

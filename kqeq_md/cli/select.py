@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from kqeq_md.cli.arguments import Commands, add_command, add_common
-from kqeq_md.cli.output import check_output, report
+from kqeq_md.cli.output import check_output, read_model, report
 
 NAME = "select"
 
@@ -38,12 +38,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kqeq_md.model import load_model
     from kqeq_md.select import select
     from kqeq_md.selection_report import as_json, as_text, write_picked
 
     check_output(arguments.output, inputs=[arguments.model, *arguments.trajectories])
-    model = load_model(arguments.model)
+    model = read_model(arguments.model)
     selection = select(model, arguments.trajectories, arguments.number, arguments.charge, arguments.open)
     write_picked(selection, arguments.output)
     log.info("wrote %s", arguments.output)

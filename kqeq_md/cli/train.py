@@ -43,6 +43,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.model import save_model
+    from kqeq_md.quiet import saying_once
     from kqeq_md.train.config import read_config
     from kqeq_md.train.report.folder import HTML, content_of, report_folder, write_report
     from kqeq_md.train.run import train
@@ -56,14 +57,17 @@ def _run(arguments: argparse.Namespace) -> int:
     check_output(checkpoint, "the checkpoint")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # batch systems end runs by it
     try:
-        trained = train(config, progress, checkpoint, arguments.learning_curve)
-        save_model(trained.model, arguments.output)
-        say(arguments, f"{trained.text}\n\nwrote {arguments.output}")
-        report = replace(trained.report, name=arguments.output.stem)
-        if folder is not None:
-            content = write_report(folder, report, progress)
-        elif arguments.json:
-            content, *_ = content_of(report, progress)
+        with saying_once():
+            trained = train(config, progress, checkpoint, arguments.learning_curve)
+            save_model(trained.model, arguments.output)
+            log.info("wrote %s", arguments.output)
+            say(arguments, f"{trained.text}\n\nwrote {arguments.output}")
+            report = replace(trained.report, name=arguments.output.stem)
+            if folder is not None:
+                content = write_report(folder, report, progress)
+                log.info("wrote %s", folder)
+            elif arguments.json:
+                content, *_ = content_of(report, progress)
     except BaseException:
         if checkpoint.is_file():
             note(f"the same command goes on from {checkpoint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from kqeq_md.train.tune.record import Trial
 
 NAME = "tune"
+
+log = logging.getLogger("kqeq_md")
 
 
 def add(commands: Commands) -> None:
@@ -41,6 +44,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.files import write_whole
+    from kqeq_md.quiet import saying_once
     from kqeq_md.train.config import read_config
     from kqeq_md.train.tune.search import INTERRUPTED, as_json, tune
     from kqeq_md.train.tune.table import as_table, one_line
@@ -55,8 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
     text = read_text(arguments.config, output, config)
     record = output.with_name(f"{output.stem}.trials.jsonl")
     check_output(record, "the file of trials")
-    tuned = tune(config, arguments.minutes, arguments.trials, record, tell)
+    with saying_once():
+        tuned = tune(config, arguments.minutes, arguments.trials, record, tell)
     write_whole(output, tuned_text(text, tuned, arguments.config.parent, output.parent).encode())
+    log.info("wrote %s", output)
     report(arguments, as_json(tuned), f"{as_table(tuned)}\nwrote {output}")
     sys.stdout.flush()
     if tuned.ended == INTERRUPTED:

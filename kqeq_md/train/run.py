@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,12 +80,15 @@ def train(
     origin = _origin(config)
     kept = Checkpoint(checkpoint, fingerprint(origin))
     free_atoms = atom_energies(sets["train"], config.data)
+    begin = time.monotonic()
     fitted = fit(sets["train"], config, progress, free_atoms, kept)
+    log.info("fitted in %.1f s and %d rounds", time.monotonic() - begin, len(fitted.history))
     if not fitted.level_determined:
         log.warning(LEVEL_WARNING)
     with quietly():
         compressed = compress(fitted.model, lambda potential: all_forces(potential, sets["train"]))
         calibration = _calibration(fitted, sets["train"])
+    log.info("%s", _low_rank_text(compressed))
     predictions = {name: predict(compressed.model, frames, progress) for name, frames in sets.items()}
     errors = {name: error_table(frames, predictions[name]) for name, frames in sets.items()}
     alone = without_charges(fitted.short_range_only)

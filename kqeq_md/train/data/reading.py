@@ -118,6 +118,7 @@ def _read(file: str | Path) -> Iterator[Atoms]:
         raise ConfigError(f"data file {file} is no extended XYZ after {count} frames: {reason}") from None
     if not count:
         raise ConfigError(f"data file {file} holds no frames")
+    log.info("read %s: %d frames", file, count)
 
 
 def _refuse_unlabelled(frames: Sequence[Frame], files: Sequence[str | Path], keys: Keys) -> None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -39,6 +40,8 @@ from kqeq_md.train.fit.regularisation import Regularisation, choose_factors
 from kqeq_md.train.fit.short_fit import ShortFit
 from kqeq_md.train.fit.start import basis_of, blank_model, choose_basis, held_out_places
 from kqeq_md.train.fit.unknowns import SHORT, WIDE, prior_of, unknowns_of
+
+log = logging.getLogger("kqeq_md")
 
 MOST_FRAMES = 200
 """Physical parameters are few: so many frames, spread evenly, tell them as well as all."""
@@ -208,6 +211,7 @@ class _Fit:
             }  # fmt: skip
             state = replace(state, x=step.x, without=without, history=[*state.history, record])
             state.keep(self.checkpoint)
+            log.info("round %d: sum of squares %.6g, damping %.3g", number, step.square, step.damping)
         return state
 
     def _choose(self, fitted: NormalEquations, held_out: NormalEquations, x: Floats) -> Regularisation:
