@@ -189,22 +189,6 @@ def test_training_benchmark_measures_what_it_says(
 # ---------------------------------------------------------------- README
 
 
-def test_readme_shows_the_files_as_they_are() -> None:
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"<!-- file (\S+) -->\n```\w+\n(.*?)```", readme, re.S)
-    assert len(shown) >= 5
-    for name, text in shown:
-        assert text == (ROOT / name).read_text(), name
-
-
-@pytest.mark.parametrize("page", ["README.md", "examples/ipi/README.md"])
-def test_readme_links_exist(page: str) -> None:
-    """Those to files; others lead out of the repository."""
-    path = ROOT / page
-    for target in re.findall(r"\]\((?!https:)([^)#]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), target
-
-
 def test_readme_commands_are_the_ones_that_run() -> None:
     readme = (ROOT / "README.md").read_text()
     first, second = re.findall(r"<!-- command \d -->\n```sh\n(.*?)\n```", readme, re.S)
