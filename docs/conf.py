@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
@@ -15,8 +16,10 @@ from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).resolve().parent.parent
 
+sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
+
 project = "kqeq_md"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands", "configuration", "docstrings"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["_build"]
@@ -24,6 +27,11 @@ html_theme = "furo"
 html_title = "kqeq_md"
 html_math_renderer = "mathml"
 html_copy_source = False
+default_role = "code"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Floats": "Floats", "Ints": "Ints"}
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 
 def gallery() -> str:

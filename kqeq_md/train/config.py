@@ -48,7 +48,12 @@ HARDNESS = {"qeq": 10.0, "fragments": 10.0, "split": 5.0}
 
 @dataclass(frozen=True)
 class Kernel:
-    """[kernel]: exponent and number of sparse points per element (farthest-point sampling)."""
+    """[kernel]: k(u, u') = (u . u')^zeta over sparse points that farthest-point sampling chooses.
+
+    Attributes:
+        zeta: exponent, 1 to 20; only 2 has a kernel of low rank, which is faster.
+        sparse_points: of each element, at most.
+    """
 
     zeta: int = 2
     sparse_points: int = 300
@@ -84,7 +89,11 @@ class Charges:
 
 @dataclass(frozen=True)
 class ShortRange:
-    """[short_range]: repulsion acts below r_i + r_j, Angstrom; by default r = 0.7 times the covalent radius."""
+    """[short_range]: one number for all elements, or a table per element.
+
+    Attributes:
+        repulsion_radius: r_i, Angstrom; two atoms repel below r_i + r_j. By default 0.7 times the covalent radius.
+    """
 
     repulsion_radius: PerElement | None = None
 
@@ -95,12 +104,17 @@ class Fit:
 
     Attributes:
         targets: labels that charges are fitted to: "charges", "dipole", or both.
-        sigma_energy: eV per atom. sigma_forces: eV/Angstrom. sigma_charges: e. sigma_dipole: e Angstrom per atom.
+        sigma_energy: of energies, eV per atom.
+        sigma_forces: of components of forces, eV/Angstrom.
+        sigma_charges: of charges of atoms, e.
+        sigma_dipole: of components of dipoles, e Angstrom per atom.
         sigma_reference: e, how near learned reference charges stay to the charge labels, and their sum to the total
             charge.
         sigma_virial: eV per atom, of the virial of frames with a stress.
         sigma_polarizability: e^2 Angstrom^2/eV per atom; polarizabilities tell physical parameters alone.
-        prior_electronegativity: eV/e. prior_short_range: eV. prior_reference_charge: e, of learned q0.
+        prior_electronegativity: of the kernel's electronegativity, eV/e.
+        prior_short_range: of the kernel's energy of an atom, eV.
+        prior_reference_charge: of the kernel's part of learned q0, e.
         prior_physical: of the logarithm of physical parameters around their start values.
         physical: which of them are fitted: "hardness", "gaussian_width", "compliance". Hardness and width of an element
             act nearly alike, through eta + kC / (sqrt(pi) s): together they end where the prior says.
@@ -130,7 +144,18 @@ class Fit:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration; `seed` starts the farthest-point sampling, `tune` is of `kqeq tune` alone."""
+    """A whole configuration.
+
+    Attributes:
+        data: what is read, and how.
+        seed: starts the farthest-point sampling, and chooses the frames that are held out.
+        descriptor: the power spectrum.
+        kernel: on power spectra.
+        charges: how charge flows, and the physical parameters of the Hamiltonian.
+        short_range: what is not learned of it.
+        fit: what the labels count, and the priors.
+        tune: values that `kqeq tune` tries; `kqeq train` does not look at them.
+    """
 
     data: Data
     seed: int = 0

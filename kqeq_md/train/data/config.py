@@ -19,9 +19,17 @@ LARGEST_ATOM_ENERGY = 1e8
 class Keys:
     """Names of the labels in the extended XYZ files (units: eV, Angstrom, e, V/Angstrom, unless `Units` says others).
 
-    Polarizabilities are 3 x 3 (e^2 Angstrom^2/eV), Born charges nine numbers per atom, dmu_x/dR_x, dmu_x/dR_y, ... (e).
-    Stresses (eV/Angstrom^3) are 3 x 3 or six numbers xx, yy, zz, yz, xz, xy, positive under tension, as ASE has them;
-    a virial (eV) is -V times the stress and stands in where there is no stress.
+    Attributes:
+        energy: of the frame, eV.
+        forces: array of the atoms, eV/Angstrom.
+        charges: array of the atoms, e.
+        dipole: of the frame, about the coordinate origin, e Angstrom.
+        polarizability: of the frame, 3 x 3, e^2 Angstrom^2/eV.
+        born_charges: array of nine numbers per atom, dmu_x/dR_x, dmu_x/dR_y, ..., e.
+        total_charge: of the frame, e; 0 where there is none.
+        field: on the frame, V/Angstrom; 0 where there is none.
+        stress: 3 x 3 or six numbers xx, yy, zz, yz, xz, xy, positive under tension, as ASE has them, eV/Angstrom^3.
+        virial: -V times the stress, eV; stands in where there is no stress.
     """
 
     energy: str = "REF_energy"
