@@ -238,18 +238,52 @@ def test_arrays_of_imported_models_are_on_the_page() -> None:
     assert {"pair_points_I.npy", "pair_weights_I.npy"} <= first_cells(part(text, "## Arrays"))
 
 
-def test_snippet_reads_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_snippet_needs_numpy_alone() -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", page("model_file.md"), re.DOTALL)
-    modules = {
-        alias.name for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Import) for alias in node.names
-    }
-    assert modules == {"io", "json", "zipfile", "numpy"}
-    (tmp_path / "nacl.kqeq").write_bytes(SHIPPED["nacl"].read_bytes())
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "model_file.md", "exec"), {})
-    assert "Na: hardness 10.0 eV/e^2" in capsys.readouterr().out
+    tree = ast.parse(snippet)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert names == {"io", "json", "zipfile", "numpy"}
+
+
+# ---------------------------------------------------------------- developers
+
+FILES = re.compile(r"`((?:kqeq_md|ipi_driver|lammps_plugin|tests|docs|examples)/[\w/.-]+\.\w+)`")
+
+
+@pytest.mark.parametrize("name", ["architecture", "extending", "release"])
+def test_files_that_developers_are_sent_to_exist(name: str) -> None:
+    named = [path for path in FILES.findall(page(f"developer/{name}.md")) if "NAME" not in path]
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def sources(words: set[str], attributes: set[str]) -> set[str]:
+    """Files of the package in which one of these texts, names or attributes stands."""
+    found = set()
+    for folder in ("kqeq_md", "ipi_driver", "lammps_plugin"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if (
+                    (isinstance(node, ast.Constant) and node.value in words)
+                    or (isinstance(node, ast.Name) and node.id in words)
+                    or (isinstance(node, ast.Attribute) and node.attr in attributes)
+                ):
+                    found.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_every_place_of_a_charge_model_is_on_the_page() -> None:
+    text = page("developer/extending.md").split("\n## A charge model\n")[1]
+    found = sources({"qeq", "split", "CHARGE_MODELS"}, {"bonds", "learned_reference", "learns_reference"})
+    assert {"kqeq_md/charges/equilibrate.py", "kqeq_md/potential.py"} <= found
+    assert found - set(FILES.findall(text)) == set()
+
+
+def test_every_place_of_the_descriptor_is_on_the_page() -> None:
+    text = page("developer/extending.md").split("\n## A descriptor\n")[1].split("\n## A charge model\n")[0]
+    found = sources({"SoapParameters", "Descriptor", "SoapTerm"}, {"descriptor", "spectrum"})
+    assert {"kqeq_md/local_part.py", "kqeq_md/model.py"} <= found
+    assert found - set(FILES.findall(text)) == set()
 
 
 # ---------------------------------------------------------------- docstrings
