@@ -12,6 +12,8 @@ from math import factorial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: idle ones spin, and other tests share the cores
+
 import numpy as np
 import pytest
 from scipy.integrate import quad_vec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from dataclasses import dataclass
 from itertools import product
@@ -396,16 +395,18 @@ def test_overlap_names_the_atoms_of_the_structure(pbc: tuple[bool, bool, bool]) 
             search()
 
 
-def test_cells_far_too_small_are_refused_at_once() -> None:
-    start = time.perf_counter()
+def test_cells_far_too_small_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before one of their 1e13 images is looked at, which would take hours."""
     small = Structure([11], [[0.0, 0, 0]], cell=np.diag([0.02, 0.02, 0.02]), pbc=True)
     half = listed(spread_atoms(None), 4.0)
     for atoms in (small, Atoms(np.zeros((1, 3)), 1e-3 * np.eye(3), PERIODIC, np.array([11]))):
-        with pytest.raises(StructureError, match=r"`cell` must be larger: neighbours within 16 Angstrom .* got \[\[0"):
-            half.update(atoms, 15.0)
+        refusal = r"`cell` must be larger: neighbours within 16 Angstrom .* got \[\[0"
+        with monkeypatch.context() as without:
+            without.setattr(pair_search, "images_in_box", None)
+            with pytest.raises(StructureError, match=refusal):
+                half.update(atoms, 15.0)
     half.update(spread_atoms(None), 4.0)  # a refusal leaves no half a list behind
     assert_right(half, spread_atoms(None), 4.0)
-    assert time.perf_counter() - start < 20  # 1e13 images would take hours; compiling some seconds
 
 
 def test_too_many_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,14 +417,12 @@ def test_too_many_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("far", [1e4, 1e6, 1e8])
 def test_far_atoms_cost_nothing(far: float) -> None:
-    """A grid over the space between would have 1e9 bins and more; digits of coordinates: 1e8 of 1e16."""
+    """A grid over the space between would have 1e9 bins and more, a walk over them no end; digits of coordinates: 1e8
+    of 1e16."""
     atoms = lattice_with_noise(9, OPEN)
     positions = np.concatenate([atoms.positions, [[far, -far, far], [far + 2.0, -far, far]]])
     apart = Atoms(positions, atoms.cell, OPEN, np.append(atoms.numbers, [1, 1]))
-    start = time.perf_counter()
-    half = listed(apart, 4.0)
-    assert time.perf_counter() - start < 10  # a second or two if kernels are compiled; all pairs of bins would not end
-    near = listed(atoms, 4.0)
+    half, near = listed(apart, 4.0), listed(atoms, 4.0)
     pairs, alone = half.pairs(4.0), near.pairs(4.0)
     assert len(pairs.vectors) == len(alone.vectors) + 2
     rows = sorted_rows(half.order[pairs.centre], half.order[pairs.neighbour], pairs.vectors)
