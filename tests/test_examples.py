@@ -193,7 +193,7 @@ def test_readme_commands_are_the_ones_that_run() -> None:
     readme = (ROOT / "README.md").read_text()
     first, second = re.findall(r"<!-- command \d -->\n```sh\n(.*?)\n```", readme, re.S)
     assert first.endswith("kqeq demo")
-    assert second.endswith("pytest")
+    assert second.endswith("pytest -n 2 --dist worksteal")
     assert "<!-- command 2 -->" in (ROOT / ".ci" / "run").read_text()  # CI takes it from the README word for word
 
 
