@@ -61,8 +61,9 @@ class _Program(Parser):
         return formatter.format_help()
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action is self.commands and value not in self.commands.choices:
-            self.error(f"unknown command `{value}`{nearest(value, self.commands.choices)}")
+        names = self.commands.choices
+        if action is self.commands and value not in names:
+            self.error(f"unknown command `{value}`{nearest(value, names)}")
         super()._check_value(action, value)
 
 
@@ -111,7 +112,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         _set_threads(getattr(arguments, "threads", None))
         status = int(arguments.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where the shell has closed it
+            sys.stdout.flush()
         log.info("done in %.1f s", time.monotonic() - begin)
         return status
     except KqeqError as error:
