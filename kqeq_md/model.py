@@ -1,8 +1,8 @@
 """What a `.kqeq` file holds.
 
-A zip archive of `header.json` and `.npy` arrays: no pickle, no compression and fixed time stamps, so that the same
-model gives the same bytes. The header says format, version, units, species, hyperparameters, how the model was
-trained, and one reference structure with its results, which `kqeq check` evaluates again on the user's machine.
+An archive (`archive.py`) of `header.json`, `.npy` arrays and checksums: no pickle, and the same model gives the same
+bytes. The header says format, version, units, species, hyperparameters, how the model was trained, and one reference
+structure with its results, which `kqeq check` evaluates again on the user's machine.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kqeq_md.archive import SUMS, pack, unpack
 from kqeq_md.charges.charge_model import CHARGE_MODELS
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
@@ -30,7 +32,9 @@ from kqeq_md.pair_potential import PairTerm
 from kqeq_md.structure import Floats, Structure
 
 FORMAT = "kqeq"
-VERSION = 3
+VERSION = 4
+SINCE_SUMS = 4
+"""The first version whose files have checksums."""
 UNITS = {"energy": "eV", "length": "Angstrom", "charge": "e", "field": "V/Angstrom"}
 PER_SPECIES = (
     "hardness", "gaussian_width", "electronegativity_offset", "atom_energy", "repulsion_radius", "reference_charge",
@@ -290,17 +294,15 @@ def model_header(model: Model) -> dict[str, Any]:
 
 def save_model(model: Model, path: str | Path) -> None:
     """Write a `.kqeq` file, whole or not at all; the same model gives the same bytes."""
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-        _write(archive, "header.json", json.dumps(model_header(model), indent=1, sort_keys=True).encode())
-        for index, term in enumerate(model.terms):
-            for name, arrays in _arrays_of(term).items():
-                for symbol, array in zip(model.species, arrays, strict=True):
-                    _write(archive, _file_of(name, symbol, index), _npy(array))
-        for index, pair in enumerate(model.pair_terms):
-            for name in ("points", "weights"):
-                _write(archive, f"pair_{name}_{index}.npy", _npy(getattr(pair, name)))
-    write_whole(path, whole.getvalue())
+    members = {"header.json": json.dumps(model_header(model), indent=1, sort_keys=True).encode()}
+    for index, term in enumerate(model.terms):
+        for name, arrays in _arrays_of(term).items():
+            for symbol, array in zip(model.species, arrays, strict=True):
+                members[_file_of(name, symbol, index)] = _npy(array)
+    for index, pair in enumerate(model.pair_terms):
+        for name in ("points", "weights"):
+            members[f"pair_{name}_{index}.npy"] = _npy(getattr(pair, name))
+    write_whole(path, pack(members))
 
 
 def _arrays_of(term: SoapTerm) -> dict[str, tuple[NDArray[np.floating], ...]]:
@@ -325,12 +327,6 @@ def _npy(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.external_attr = 0o644 << 16
-    archive.writestr(entry, content)
-
-
 def load_model(path: str | Path) -> Model:
     """Read a `.kqeq` file.
 
@@ -340,18 +336,14 @@ def load_model(path: str | Path) -> Model:
     if not isinstance(path, str | Path):
         raise ModelError(f"`model` must be a path or a Model, got {path!r}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            if broken is not None:
-                raise ModelError(f"model file {path} is damaged: {broken} has a wrong checksum")
-            header = _header(archive, path)
-            return _model(archive, header)
+        members = unpack(path)
+        return _model(members, _header(members, path))
     except FileNotFoundError:
         raise ModelError(f"model file {path} does not exist") from None
     except OSError as error:
         raise ModelError(f"model file {path} cannot be read: {error.strerror or error}") from None
     except (zipfile.BadZipFile, EOFError):
-        raise ModelError(f"model file {path} is not a .kqeq model, or is truncated") from None
+        raise ModelError(f"model file {path} is not a .kqeq model, or is truncated or damaged") from None
     except ModelError as error:
         raise error if str(path) in str(error) else ModelError(f"model file {path}: {error}") from None
     except Exception as error:  # zipfile, json and numpy raise a dozen kinds on damaged content, some without a base
@@ -359,10 +351,10 @@ def load_model(path: str | Path) -> Model:
         raise ModelError(f"model file {path} is damaged: {reason}") from None
 
 
-def _header(archive: zipfile.ZipFile, path: str | Path) -> dict[str, Any]:
-    if "header.json" not in archive.namelist():
+def _header(members: Mapping[str, bytes], path: str | Path) -> dict[str, Any]:
+    if "header.json" not in members:
         raise ModelError(f"model file {path} is not a .kqeq model: it has no header.json")
-    header = json.loads(archive.read("header.json"))
+    header = json.loads(members["header.json"])
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ModelError(f"model file {path} is not a .kqeq model: its header does not say so")
     if not isinstance(header.get("version"), int) or header["version"] < 1:
@@ -371,6 +363,8 @@ def _header(archive: zipfile.ZipFile, path: str | Path) -> dict[str, Any]:
         raise ModelError(
             f"model file {path} has format version {header['version']}, this kqeq_md reads up to {VERSION}: update it"
         )
+    if header["version"] >= SINCE_SUMS and SUMS not in members:
+        raise ModelError(f"model file {path} is damaged: it has no {SUMS}")
     if header.get("units") != UNITS:
         raise ModelError(f"model file {path} must hold the units {UNITS}, got {header.get('units')}")
     return _migrated(header)
@@ -391,13 +385,28 @@ def _migrated(header: dict[str, Any]) -> dict[str, Any]:
         soap = {"basis": "gto", "switching": "quintic", "central_weight": 1.0, **header["soap"]}
         term = {"soap": soap, "zeta": header["zeta"], "low_rank": False}
         header = {**header, "terms": [term], "pair_terms": [], "version": 3}
+    if header["version"] == 3:  # without checksums
+        header = {**header, "version": 4}
     return header
 
 
-def _model(archive: zipfile.ZipFile, header: Mapping[str, Any]) -> Model:
+def _read_npy(file: str, content: bytes) -> Floats:
+    """An array as `_npy` writes it; what its head says is held against the bytes before memory is taken for it."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ModelError(f"{file} has another version of the npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype not in (np.float32, np.float64):
+        raise ModelError(f"{file} must hold real numbers, got {dtype}")
+    if prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ModelError(f"{file} must hold as many bytes as its shape {shape} needs")
+    stream.seek(0)
+    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float64)
+
+
+def _model(members: Mapping[str, bytes], header: Mapping[str, Any]) -> Model:
     def array(file: str) -> Floats:
-        with archive.open(file) as stream:
-            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float64)
+        return _read_npy(file, members[file])
 
     def arrays(name: str, index: int) -> tuple[Floats, ...]:
         return tuple(array(_file_of(name, symbol, index)) for symbol in header["species"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kqeq_md.archive import SUMS, pack
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError, ModelError
 from kqeq_md.model import Model, load_model, save_model, usual_compliance
@@ -44,7 +46,14 @@ def entries(path: Path) -> dict[str, bytes]:
 
 
 def write(path: Path, content: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
+    """An archive whose checksums are those of its content."""
+    path.write_bytes(pack({name: data for name, data in content.items() if name != SUMS}))
+    return path
+
+
+def write_plain(path: Path, content: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """An archive without checksums but those in the content."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
     return path
@@ -123,7 +132,8 @@ def test_files_of_version_1_give_the_same_numbers(model: Model, nacl_model: Path
     (term,) = header.pop("terms")
     old = {name: value for name, value in header.items() if name not in (*SINCE_VERSION_2, "pair_terms")}
     old |= {"version": 1, "soap": {name: term["soap"][name] for name in SOAP_OF_VERSION_2}, "zeta": term["zeta"]}
-    path = write(tmp_path / "old.kqeq", content | {"header.json": json.dumps(old).encode()})
+    del content[SUMS]
+    path = write_plain(tmp_path / "old.kqeq", content | {"header.json": json.dumps(old).encode()})
     loaded = load_model(path)
     assert loaded.charges == "qeq"
     assert not loaded.reference_charge.any()
@@ -188,6 +198,33 @@ def test_flipped_bytes(nacl_model: Path, tmp_path: Path) -> None:
     assert refusals > 200
 
 
+def test_any_change_is_seen(nacl_model: Path, tmp_path: Path) -> None:
+    """A legal number for another, an array too many, a file from which the checksums were taken."""
+    content, path = entries(nacl_model), tmp_path / "m.kqeq"
+    assert load_model(write_plain(path, content)).hardness.tolist() == [6.0, 8.0]
+    edited = content["header.json"].replace(b"6.0", b"6.5", 1)
+    other = content["weights_Na.npy"][:-1] + bytes([content["weights_Na.npy"][-1] ^ 1])
+    for change in ({"header.json": edited}, {"weights_Na.npy": other}, {"more.npy": b""}, {SUMS: b""}):
+        refused(write_plain(path, content | change), "it is damaged or was edited: the checksums in SHA256SUMS")
+    del content[SUMS]
+    refused(write_plain(path, content), "it has no SHA256SUMS")
+
+
+def test_checksums_are_those_of_sha256sum(nacl_model: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(nacl_model) as archive:
+        archive.extractall(tmp_path)
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=tmp_path, check=True)
+
+
+def test_archives_that_are_not_ours(nacl_model: Path, tmp_path: Path) -> None:
+    content, path = entries(nacl_model), tmp_path / "m.kqeq"
+    refused(write_plain(path, content, zipfile.ZIP_DEFLATED), "the members of the archive are compressed")
+    write_plain(path, content)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("header.json", b"{}")
+    refused(path, "a member of the archive stands twice")
+
+
 def test_foreign_archive(tmp_path: Path) -> None:
     refused(write(tmp_path / "m.kqeq", {"word/document.xml": b"<w/>"}), "it has no header.json")
 
@@ -204,7 +241,7 @@ def in_term(**change: Any) -> dict[str, Any]:
 
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "other format": ({"format": "mace"}, "is not a .kqeq model: its header does not say so"),
-    "newer version": ({"version": 4}, "has format version 4, this kqeq_md reads up to 3: update it"),
+    "newer version": ({"version": 5}, "has format version 5, this kqeq_md reads up to 4: update it"),
     "version zero": ({"version": 0}, "version 0"),
     "version word": ({"version": "new"}, "version 'new'"),
     "other units": ({"units": {"energy": "hartree"}}, "must hold the units"),
@@ -303,8 +340,9 @@ class Opens:
 
 def test_pickles_are_never_read(nacl_model: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    for data in (npy(np.array([Opens(trap)], dtype=object)), pickle.dumps(Opens(trap))):
-        refused(write(tmp_path / "m.kqeq", entries(nacl_model) | {"weights_Na.npy": data}), "damaged")
+    pickled = npy(np.array([Opens(trap)], dtype=object))
+    for data, match in ((pickled, "must hold real numbers, got object"), (pickle.dumps(Opens(trap)), "damaged")):
+        refused(write(tmp_path / "m.kqeq", entries(nacl_model) | {"weights_Na.npy": data}), match)
     assert not trap.exists()
 
 
@@ -317,8 +355,9 @@ ARRAYS: dict[str, tuple[str, Any, str]] = {
     "flat": ("weights_Cl", np.zeros(16), r"`weights` of Cl must be finite, shape \(m, 2\), got \(16,\)"),
     "flat, the first": ("weights_Na", np.zeros(16), "`weights` must have 2 or 3 columns, got 16"),
     "scalar points": ("sparse_points_Na", np.float64(1.0), "m.kqeq"),
-    "words": ("weights_Na", np.array([["a", "b"]] * 8), "damaged"),
-    "complex": ("weights_Na", np.zeros((8, 2), dtype=complex), "m.kqeq"),
+    "words": ("weights_Na", np.array([["a", "b"]] * 8), "weights_Na.npy must hold real numbers, got <U1"),
+    "complex": ("weights_Na", np.zeros((8, 2), dtype=complex), "weights_Na.npy must hold real numbers, got complex128"),
+    "whole numbers": ("weights_Na", np.zeros((8, 2), dtype=int), "weights_Na.npy must hold real numbers, got int64"),
 }
 
 
@@ -334,12 +373,14 @@ def test_array_that_claims_to_be_huge(nacl_model: Path, tmp_path: Path) -> None:
     content = entries(nacl_model)
     huge = content["weights_Na.npy"].replace(b"(8, 2), }" + 13 * b" ", b"(88888888888888, 2), }", 1)
     assert huge != content["weights_Na.npy"]
-    refused(write(tmp_path / "m.kqeq", content | {"weights_Na.npy": huge}), "m.kqeq")
+    path = write(tmp_path / "m.kqeq", content | {"weights_Na.npy": huge})
+    refused(path, "weights_Na.npy must hold as many bytes as its shape .88888888888888, 2. needs")
 
 
 def test_truncated_array(nacl_model: Path, tmp_path: Path) -> None:
     content = entries(nacl_model)
-    refused(write(tmp_path / "m.kqeq", content | {"weights_Na.npy": content["weights_Na.npy"][:-9]}), "m.kqeq")
+    path = write(tmp_path / "m.kqeq", content | {"weights_Na.npy": content["weights_Na.npy"][:-9]})
+    refused(path, "weights_Na.npy must hold as many bytes as its shape")
 
 
 def test_missing_array(nacl_model: Path, tmp_path: Path) -> None:
