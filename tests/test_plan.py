@@ -15,10 +15,15 @@ from kqeq_md.electrostatics.plan import (
     LARGEST_MESH,
     Plan,
     exponent_for,
+    largest_mesh,
     mesh_points,
     plan_mesh,
 )
 from kqeq_md.electrostatics.window import SUPPORTS, Window, alias_error, best_window, transform
+from kqeq_md.errors import StructureError
+from kqeq_md.model import Model
+from kqeq_md.potential import Potential
+from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 
 
@@ -131,6 +136,26 @@ def test_what_a_plan_keeps_to(
         room = m - made.window.support - 1 if doubled else m
         assert length <= room * spacing * (1 + 1e-9)  # rounding
     assert np.prod(made.points, dtype=float) <= LARGEST_MESH
+
+
+@pytest.mark.parametrize(
+    ("edges", "pbc"), [((1e6, 20.0, 20.0), True), ((3e3, 3e3, 3e3), True), ((2e3, 2e3, 20.0), (True, True, False))]
+)
+def test_a_cell_that_is_nearly_empty_is_refused(
+    edges: tuple[float, ...], pbc: bool | tuple[bool, ...], model: Model
+) -> None:
+    """At once: the first one took 22 s and 2.3 GB."""
+    pair = Structure([11, 17], [[0, 0, 0], [0, 0, 2.4]], cell=np.diag(edges), pbc=pbc)
+    with pytest.raises(StructureError, match=r"`cell` must not be so large .* no mesh .*8388608 points.*for 2 atoms"):
+        Potential(model).compute(pair)
+
+
+def test_points_that_atoms_may_have() -> None:
+    assert [largest_mesh(n) for n in (1, 8388, 100_000, 10**9)] == [2**23, 2**23, 10**8, 2**28]
+    assert plan_mesh(8, np.array([20.0, 20.0, 1e6]), 4e8, 1.2, 1e-5, doubled=False) is None
+    made = plan_mesh(8, np.full(3, 1000.0), 1e9, 1.2, 1e-5, doubled=False)
+    assert made is not None
+    assert np.prod(made.points) <= 2**23
 
 
 def test_a_plan_is_a_pure_function() -> None:

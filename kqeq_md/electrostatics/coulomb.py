@@ -15,7 +15,7 @@ from kqeq_md.electrostatics.mesh import Convolution, ParticleMesh, PeriodicConvo
 from kqeq_md.electrostatics.mesh_coulomb import MeshCoulomb
 from kqeq_md.electrostatics.mesh_layout import MeshPoints, edges
 from kqeq_md.electrostatics.pair_table import PairTable, pair_table
-from kqeq_md.electrostatics.plan import FINEST, ROUGH_WINDOW, Plan, plan_mesh
+from kqeq_md.electrostatics.plan import FINEST, ROUGH_WINDOW, Plan, largest_mesh, plan_mesh
 from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import padded_cell, padded_length, rung
 from kqeq_md.electrostatics.window import Window
@@ -130,9 +130,10 @@ class Electrostatics:
         )  # fmt: skip
         if plan is None:
             raise StructureError(
-                "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves: "
-                f"got {structure.cell.tolist()} for {n} atoms ({np.linalg.norm(cell, axis=1).round(1)} "
-                f"Angstrom with vacuum), {self.accuracy:g} eV/Angstrom for charges up to {self._largest_charge:g} e"
+                "`cell` must not be so large or flat, or `accuracy` so small, that no mesh of reasonable size serves "
+                f"({largest_mesh(n)} points): got {structure.cell.tolist()} for {n} atoms "
+                f"({np.linalg.norm(cell, axis=1).round(1)} Angstrom with vacuum), "
+                f"{self.accuracy:g} eV/Angstrom for charges up to {self._largest_charge:g} e"
                 + (f", ghosts within {longest:.4g} Angstrom" if longest < inf else "")
             )
         return plan, cell

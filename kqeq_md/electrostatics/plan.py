@@ -48,6 +48,12 @@ SHARPEST = 5.4
 LARGEST_MESH = 2**28
 """Points; 2 GB for each array."""
 
+EMPTIEST_MESH = 2**23
+"""Points that few atoms may have; some 0.5 GB with all arrays."""
+
+POINTS_PER_ATOM = 1000
+"""That many atoms may have: matter takes less than a tenth of it."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -94,6 +100,7 @@ def plan_mesh(
     if not doubled:
         accuracy = max(accuracy / coherence(float(np.min(lengths))), FINEST)
     best: Plan | None = None
+    largest = largest_mesh(n)
     density = max(n / volume, TYPICAL)
     for cutoff in CUTOFFS:
         x = exponent_for(cutoff, volume / n, accuracy)
@@ -112,10 +119,15 @@ def plan_mesh(
             points = mesh_points(lengths, window, splitting, open_ends=doubled)
             n_points = float(np.prod(points, dtype=float)) * (4.7 if doubled else 1.0)
             cost = pairs + PER_WEIGHT * n * support**3 + PER_POINT * n_points
-            if n_points <= LARGEST_MESH and cost < (best.cost if best else inf):
+            if n_points <= largest and cost < (best.cost if best else inf):
                 rough = mesh_points(lengths, ROUGH_WINDOW, splitting, open_ends=doubled)
                 best = Plan(splitting, cutoff, window, points, rough, cost)
     return best
+
+
+def largest_mesh(n: int) -> int:
+    """Mesh points that n atoms may have: a cell that is nearly empty must not take minutes and all memory."""
+    return min(LARGEST_MESH, max(EMPTIEST_MESH, POINTS_PER_ATOM * n))
 
 
 def coherence(narrowest: float) -> float:
