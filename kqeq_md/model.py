@@ -401,7 +401,7 @@ def _read_npy(file: str, content: bytes) -> Floats:
     if prod(shape) * dtype.itemsize != len(content) - stream.tell():
         raise ModelError(f"{file} must hold as many bytes as its shape {shape} needs")
     stream.seek(0)
-    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float64)
+    return np.ascontiguousarray(np.lib.format.read_array(stream, allow_pickle=False), dtype=np.float64)
 
 
 def _model(members: Mapping[str, bytes], header: Mapping[str, Any]) -> Model:

@@ -16,13 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kqeq_md.cache import cache_places
 from kqeq_md.errors import KqeqError
+from kqeq_md.files import write_whole
 from kqeq_md.programs import mpi_file
 
 SOURCES = ("pair_kqeq.cpp", "python_host.cpp", "kqeq_lmp.cpp")
@@ -100,11 +100,11 @@ def _sha256(path: Path) -> str:
 
 def _built(compiler: list[str], lammps: Path, folder: Path) -> Path:
     """The plugin in a folder, compiled by this process or by another that was faster."""
-    begin = time.time()
+    before = _stamp(folder / LOG)
     folder.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(folder):
         if not _intact(folder):
-            _unless_failed_since(begin, folder)
+            _unless_failed_since(before, folder)
             _compile(compiler, lammps, folder)
     return folder / LIBRARY
 
@@ -238,12 +238,21 @@ def _failure(reason: str, command: list[str], stderr: str, folder: Path) -> Buil
     log = folder / LOG
     message = f"`{command[0]}` cannot compile the plugin: {reason} (see {log}; another compiler: set CXX)"
     with suppress(OSError):
-        log.write_text(f"{message}\n{shlex.join(command)}\n{stderr}")
+        write_whole(log, f"{message}\n{shlex.join(command)}\n{stderr}".encode())
     return BuildError(message)
 
 
-def _unless_failed_since(begin: float, folder: Path) -> None:
+def _unless_failed_since(before: tuple[int, int] | None, folder: Path) -> None:
     """Ranks of one start do not repeat, one after the other, what has just failed for the first of them."""
     log = folder / LOG
-    if log.is_file() and log.stat().st_mtime >= begin:
+    if log.is_file() and _stamp(log) != before:
         raise BuildError(log.read_text(errors="replace").partition("\n")[0])
+
+
+def _stamp(log: Path) -> tuple[int, int] | None:
+    """Tells one failure from the next, whatever the clock does; None before the first."""
+    try:
+        found = log.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

@@ -150,6 +150,19 @@ def test_ranks_that_start_at_once_fail_once(folder: Path, compiler: Compiler, mo
     assert_runs(lammps(folder))
 
 
+def test_a_failure_of_tomorrow_stops_no_start(
+    folder: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was wrong, or jumped back, while a compilation failed."""
+    broken = other_compiler(folder, "echo 'x.cpp: error: too old' >&2; exit 1", monkeypatch)
+    for start in (1, 2):
+        with pytest.raises(BuildError, match="too old"):
+            built_plugin()
+        assert len(broken.compilations) == start
+        (log,) = (folder / "cache" / "kqeq_md").glob(f"*/*/{build.LOG}")
+        os.utime(log, (4.1e9, 4.1e9))
+
+
 def test_a_file_system_without_locks(folder: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("No locks available")

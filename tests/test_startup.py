@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,39 @@ def test_processes_that_compile_at_once(copy: Copy) -> None:
     folders = {answer(rank)[0] for rank in ranks}
     assert len(folders) == 1
     assert answer(copy.start()) == [folders.pop(), "1"]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a flipped byte": lambda content: content[:-200] + bytes([content[-200] ^ 1]) + content[-199:],
+}
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_compiled_code_is_made_again(copy: Copy, damage: Callable[[bytes], bytes], suffix: str) -> None:
+    folder, _ = answer(copy.start())
+    (path,) = Path(folder).rglob(f"*place_images*.{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    assert answer(copy.start()) == [folder, "0"]
+    assert answer(copy.start()) == [folder, "1"]
+
+
+def test_a_disk_without_room_for_compiled_code(copy: Copy) -> None:
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n{KERNEL}"
+    folder, _ = answer(copy.start(limited))
+    assert not [path for path in Path(folder).rglob("*") if path.suffix == ".nbc" or "tmp" in path.name]
+    assert answer(copy.start()) == [folder, "0"]
+
+
+def test_a_clock_that_jumps(copy: Copy) -> None:
+    """Compiled code of the year 2100 and of 1970 is taken as it is."""
+    folder, _ = answer(copy.start())
+    for moment in (4.1e9, 0.0):
+        for path in Path(folder).rglob("*.nb?"):
+            os.utime(path, (moment, moment))
+        assert answer(copy.start()) == [folder, "1"]
 
 
 def test_a_change_of_an_inlined_function_is_seen(copy: Copy) -> None:
