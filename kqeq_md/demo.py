@@ -20,7 +20,7 @@ from kqeq_md.models import NACL
 from kqeq_md.programs import environment, lammps_command, program
 from kqeq_md.structure import Floats
 
-FILES = ("lammps/in.melt", "lammps/in.cluster_field", "ipi/input.xml", "ipi/init.xyz")
+FILES = ("nacl_melt/in.melt", "lammps/in.cluster_field", "ipi/input.xml", "ipi/init.xyz")
 MELT = {"cells": "2", "nvt": "300", "nve": "500", "sample": "10"}
 """Variables of `in.melt`: 64 atoms and a few hundred steps instead of 512 atoms and 10 ps."""
 

@@ -30,7 +30,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def lammps(script: str, folder: Path, **variables: object) -> list[dict[str, np.ndarray]]:
-    shutil.copy(EXAMPLES / "lammps" / script, folder)
+    shutil.copy(next(EXAMPLES.glob(f"*/{script}")), folder)
     shutil.copy(NACL, folder)
     settings = [word for name, value in variables.items() for word in ("-var", name, str(value))]
     run([str(lammps_command()), "-in", script, *settings], folder)
