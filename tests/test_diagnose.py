@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import erf, sqrt
 from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pytest
@@ -22,14 +23,6 @@ from kqeq_md.diagnose.fragment import formula, formula_unit, reference_fragment
 from kqeq_md.diagnose.samples import Pieces, chains, clusters, copies, cut, longest_axis, series_of, unlike_pair
 from kqeq_md.diagnose.verdicts import judge_charge_left, judge_eigenvalue, judge_exponent, judge_transfer
 from kqeq_md.errors import KqeqError, ModelError
-from kqeq_md.examples.disease_and_cure import (
-    CARBONS,
-    alkane,
-    generic_model,
-    polarizabilities,
-    sodium_chloride,
-    water,
-)
 from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model, load_model, save_model
 from kqeq_md.models import NACL
@@ -38,6 +31,11 @@ from kqeq_md.potential import Potential
 from kqeq_md.response import response
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
+
+STORY = run_path(str(Path(__file__).parents[1] / "examples" / "disease_and_cure" / "plot.py"))
+CARBONS, alkane, generic_model, polarizabilities, sodium_chloride, water = (
+    STORY[name] for name in ("CARBONS", "alkane", "generic_model", "polarizabilities", "sodium_chloride", "water")
+)
 
 INTEGER = 1e-6
 """e. What the charges of separated pieces may miss."""

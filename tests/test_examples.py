@@ -74,20 +74,6 @@ def test_ase_example_runs(tmp_path: Path) -> None:
     assert abs(float(dipoles[0])) < 1e-6 < float(dipoles[1])
 
 
-def test_disease_and_cure_on_one_page(tmp_path: Path) -> None:
-    """The numbers in the legends of the picture, and a picture."""
-    text = run([sys.executable, str(EXAMPLES / "disease_and_cure.py")], tmp_path)
-    rows = {line.split()[0]: [float(x) for x in re.findall(r"[-+]?\d\.\d+", line)] for line in text.splitlines()}
-    assert set(rows) == {"qeq", "fragments", "split"}
-    exponent, sodium, transfer, molecules = rows["qeq"]
-    assert exponent > 1.8
-    assert min(abs(sodium), transfer, molecules) > 0.1  # e
-    assert rows["split"][0] == pytest.approx(1.0, abs=0.1)
-    for name in ("fragments", "split"):
-        assert rows[name][1:3] == [0.0, 0.0]
-    assert (tmp_path / "disease_and_cure.png").stat().st_size > 50_000
-
-
 def test_ipi_example_runs(tmp_path: Path) -> None:
     """The README's commands, in a folder as `kqeq demo` leaves it, with fewer steps and a socket of its own."""
     for name in ("init.xyz", "run.sh"):

@@ -1,6 +1,6 @@
 """The old diseases of charge equilibration, and their cure, on one page.
 
-    python disease_and_cure.py        writes disease_and_cure.png (some ten seconds)
+    python plot.py        writes disease_and_cure.png (some ten seconds)
 
 Nothing is trained: electronegativities and self-interactions are those of Rappe and Goddard, J. Phys. Chem. 95, 3358
 (1991), doi:10.1021/j100161a070, and depend on the element alone. Curves differ by how charge may flow.
@@ -10,8 +10,6 @@ from dataclasses import replace
 from math import cos, pi, radians, sin, sqrt
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from kqeq_md import Structure
 from kqeq_md.descriptor.power_spectrum import Descriptor
@@ -19,6 +17,7 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.diagnose.measurements import charge_left, exponent, field_transfer, net_charges, polarizability
 from kqeq_md.diagnose.plots import STYLES
 from kqeq_md.diagnose.samples import Sample, copies, cut, longest_axis
+from kqeq_md.examples.picture import new_figure, save
 from kqeq_md.model import Model, SoapTerm
 from kqeq_md.quiet import quietly
 from kqeq_md.units import COULOMB_CONSTANT
@@ -118,7 +117,7 @@ def draw(model: Model, axes: np.ndarray) -> None:
 def label(axes: np.ndarray) -> None:
     """Titles and units."""
     axes[0, 0].set(
-        title="Alkanes C$_2$ to C$_{32}$ (fragments: CH$_2$, CH$_3$): polarizability", xlabel="carbon atoms",
+        title="Alkanes (fragments: CH$_2$, CH$_3$): polarizability", xlabel="carbon atoms",
         ylabel="polarizability / A$^3$", xscale="log", yscale="log", xticks=CARBONS, xticklabels=CARBONS,
     )  # fmt: skip
     axes[0, 0].minorticks_off()
@@ -134,23 +133,22 @@ def label(axes: np.ndarray) -> None:
     )  # fmt: skip
     axes[1, 0].minorticks_off()
     axes[1, 1].set(
-        title="Water (odd) and methane (even) in a row: net charges", xlabel="molecule", ylabel="net charge / e",
+        title="Water, methane, water, ... in a row: net charges", xlabel="molecule", ylabel="net charge / e",
         xticks=range(2, 2 * PAIRS + 1, 2), ylim=(-0.25, 0.35),
     )  # fmt: skip
     for panel in axes.flat:
-        panel.legend(framealpha=1.0)
+        panel.legend(framealpha=1.0, fontsize="small")
         panel.grid(alpha=0.3)
 
 
 def main() -> None:
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 7.0)
     axes = figure.subplots(2, 2)
     with quietly():
         draw(generic_model(), axes)
     label(axes)
     figure.suptitle("Where charge flows everywhere (qeq), inside fragments, or over bonds (split)")
-    figure.savefig("disease_and_cure.png", dpi=150)
+    save(figure, "disease_and_cure.png")
 
 
 if __name__ == "__main__":

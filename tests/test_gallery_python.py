@@ -1,0 +1,59 @@
+"""Examples in Python, each by its one command in a short form, and the physics that its page names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+
+from kqeq_md.programs import environment
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, folder: Path, **variables: object) -> str:
+    """What `run.sh` prints in a copy of the example without its picture, which it draws again."""
+    shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("*.png"))
+    settings = {key: str(value) for key, value in variables.items()}
+    done = subprocess.run(
+        ["bash", "-eu", "run.sh"], cwd=folder / name, env=environment() | settings, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    picture = folder / name / f"{name}.png"
+    assert 10_000 < picture.stat().st_size < 80_000
+    return done.stdout
+
+
+def test_disease_and_cure(tmp_path: Path) -> None:
+    """The numbers in the legends of the picture."""
+    text = run("disease_and_cure", tmp_path)
+    rows = {line.split()[0]: [float(x) for x in re.findall(r"[-+]?\d\.\d+", line)] for line in text.splitlines()}
+    assert set(rows) == {"qeq", "fragments", "split"}
+    exponent, sodium, transfer, molecules = rows["qeq"]
+    assert exponent > 1.8
+    assert min(abs(sodium), transfer, molecules) > 0.1  # e
+    assert rows["split"][0] == pytest.approx(1.0, abs=0.1)
+    for name in ("fragments", "split"):
+        assert rows[name][1:3] == [0.0, 0.0]
+
+
+def test_train_tblite(tmp_path: Path) -> None:
+    """Labels obey their sum rules, test frames are new, and the model explains most of the forces."""
+    text = run("train_tblite", tmp_path, TRAJECTORIES=5)
+    folder = tmp_path / "train_tblite"
+    train, test = (read(folder / f"{name}.xyz", ":") for name in ("train", "test"))
+    assert (len(train), len(test)) == (48, 12)
+    for atoms in train + test:
+        assert atoms.arrays["REF_charges"].sum() == pytest.approx(atoms.info["total_charge"], abs=1e-6)  # 8 decimals
+        np.testing.assert_allclose(atoms.arrays["REF_forces"].sum(axis=0), 0.0, atol=1e-6)
+    rows = re.findall(r"^all +(\d+) +([\d.]+) \([\d.]+\) +([\d.]+) ", text, re.M)
+    assert [int(row[0]) for row in rows] == [48, 12, 12]
+    assert rows[1] == rows[2]  # what training printed is what `kqeq eval` finds
+    size = np.sqrt(np.mean(np.concatenate([atoms.arrays["REF_forces"].ravel() for atoms in test]) ** 2))
+    assert float(rows[1][2]) < 0.3 * 1000.0 * size  # meV/A; all 96 frames leave a tenth
