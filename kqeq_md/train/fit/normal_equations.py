@@ -24,8 +24,8 @@ TILE = 256
 """Columns whose products one thread makes at once. Every tile is summed by itself, by whichever thread."""
 
 
-def penalty(x: Floats, prior: Floats) -> float:
-    """sum_k (x_k / prior_k)^2, for unknowns and priors of one shape."""
+def penalty(x: Floats, prior: Floats | float) -> float:
+    """sum_k (x_k / prior_k)^2, for unknowns with a prior each, or one for all."""
     return float(((x / prior) ** 2).sum())
 
 
