@@ -9,7 +9,7 @@ from importlib import import_module
 
 from sphinx.application import Sphinx
 
-PARSERS = ("kqeq_md.cli._parser", "kqeq_md.ipi_driver.client.build_parser", "kqeq_md.mdi.engine.build_parser")
+PARSERS = ("kqeq_md.cli.program.parser", "kqeq_md.ipi_driver.client.build_parser", "kqeq_md.mdi.engine.build_parser")
 """Functions that make the parsers."""
 
 MARK = re.compile(r"<!-- options of (.+) -->")
