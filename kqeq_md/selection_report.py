@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ase import Atoms
 from ase.io import write
 
+from kqeq_md.files import write_whole
 from kqeq_md.select import Pick, Selection
 
 
@@ -30,10 +32,10 @@ def write_picked(selection: Selection, path: str | Path) -> None:
         }
         atoms.arrays["extrapolation"] = candidate.measure
         frames.append(atoms)
+    whole = io.StringIO()
     if frames:
-        write(path, frames, format="extxyz")
-    else:
-        Path(path).write_text("", encoding="utf-8")
+        write(whole, frames, format="extxyz")
+    write_whole(path, whole.getvalue().encode())
 
 
 def as_json(selection: Selection) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from kqeq_md.errors import KqeqError
+from kqeq_md.files import write_whole
 from kqeq_md.spectrum.absorption import Peak, Spectrum
 
 
@@ -44,4 +46,6 @@ def plot_spectrum(spectrum: Spectrum, found: Sequence[Peak], maximum: float, pat
     axes.set_xlim(0.0, maximum)
     axes.set_ylim(0.0, 1.08 * spectrum.intensities.max())
     date = {"CreationDate": None} if path.suffix.lower() == ".pdf" else None  # the same input, the same file
-    figure.savefig(path, dpi=120, metadata=date)
+    whole = io.BytesIO()
+    figure.savefig(whole, format=path.suffix[1:].lower(), dpi=120, metadata=date)
+    write_whole(path, whole.getvalue())

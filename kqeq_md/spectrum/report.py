@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kqeq_md.files import write_whole
 from kqeq_md.spectrum.absorption import Peak, Spectrum, Trajectory, highest_frequency
 
 
@@ -47,4 +48,4 @@ def write_table(spectrum: Spectrum, path: Path) -> None:
     """Two columns: frequencies and intensities."""
     rows = zip(spectrum.frequencies, spectrum.intensities, strict=True)
     lines = [f"# frequency / cm^-1   intensity / {spectrum.unit}", *(f"{x:.6f} {y:.8e}" for x, y in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, ("\n".join(lines) + "\n").encode())

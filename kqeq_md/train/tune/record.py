@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kqeq_md.files import write_whole
 from kqeq_md.train.tune.grid import Point
 
 log = logging.getLogger("kqeq_md")
@@ -62,7 +63,7 @@ class Trials:
             for trial in _read(path, mark):
                 self._known[_key(trial.level, trial.values)] = trial
         lines = [{"mark": mark}, *(trial.as_json() for trial in self._known.values())]
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        write_whole(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
     def __len__(self) -> int:
         return len(self._known)
