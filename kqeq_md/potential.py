@@ -131,7 +131,7 @@ class Potential:
         self.has_charges = self.model.has_charges and part != "short"
         if self.model.has_charges:
             self._charge_model = self._choose_charges(charges, fragments, fragment_charges, reference_charges)
-        elif part == "charge" or not charges is fragments is fragment_charges is reference_charges is None:
+        elif part == "charge" or any(x is not None for x in (charges, fragments, fragment_charges, reference_charges)):
             raise ChargeError(NO_SUCH_CHARGES)
         self._leaks, self._said = LeakWatch(), set[str]()
         self._begin()

@@ -17,7 +17,7 @@ from math import ceil, inf, log, pi, sqrt
 import numpy as np
 from scipy import fft
 
-from kqeq_md.electrostatics.mesh import MeshPoints
+from kqeq_md.electrostatics.mesh_layout import MeshPoints
 from kqeq_md.electrostatics.window import SUPPORTS, Window, best_window, narrow_window
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT

@@ -1,7 +1,7 @@
 """What a trained model is worth: errors on labelled frames, and the report that `kqeq train` writes beside it."""
 
-from kqeq_md.train.report.errors import QUANTITIES, error_table, evaluate, point_charge_floor
-from kqeq_md.train.report.predictions import Prediction, predict, without_charges
+from kqeq_md.train.report.errors import error_table, evaluate, point_charge_floor
+from kqeq_md.train.report.predictions import QUANTITIES, Prediction, predict, without_charges
 from kqeq_md.train.report.text import format_table
 
 __all__ = [
