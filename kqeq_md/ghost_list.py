@@ -70,7 +70,7 @@ class GhostList:
         first, neighbour = np.zeros(n + 1, dtype=np.int64), np.empty(0, dtype=np.uint32)
         if n > 0:
             first, neighbour = half_list(self.positions, n, self.reach, lattice)
-        self.halves = split(first, neighbour)
+        self.halves = halves_of(first, neighbour)
         self._lattice, self._built = lattice, self.positions
         self.builds += 1
 
@@ -99,7 +99,7 @@ def first_rows(ids: Ints) -> Rows:
     return first[which].astype(np.uint32)
 
 
-def split(first: Ints, neighbour: Rows) -> tuple[HalfList, HalfList]:
+def halves_of(first: Ints, neighbour: Rows) -> tuple[HalfList, HalfList]:
     """Pairs of atoms, and pairs of an atom and a ghost, which stand on the ghost's rank as well."""
     n = len(first) - 1
     own = neighbour < n
