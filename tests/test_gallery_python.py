@@ -43,8 +43,9 @@ def test_disease_and_cure(tmp_path: Path) -> None:
         assert rows[name][1:3] == [0.0, 0.0]
 
 
-def test_train_tblite(tmp_path: Path) -> None:
+def test_train_tblite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels obey their sum rules, test frames are new, and the model explains most of the forces."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of tblite that wait for a core beside other tests take minutes
     text = run("train_tblite", tmp_path, TRAJECTORIES=5)
     folder = tmp_path / "train_tblite"
     train, test = (read(folder / f"{name}.xyz", ":") for name in ("train", "test"))

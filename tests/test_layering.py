@@ -67,6 +67,7 @@ def test_low_levels_stand_alone() -> None:
     for name in (
         "errors",
         "files",
+        "archive",
         "units",
         "cache",
         "jit",

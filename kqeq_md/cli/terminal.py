@@ -24,7 +24,7 @@ def line(name: str, level: str, message: str) -> str:
     word = f"{level}:"
     if level in _COLOURS and has_colours():
         word = f"\033[{_COLOURS[level]}m{word}\033[0m"
-    return f"{name}: {word} {' '.join(message.split())}\n"
+    return f"{name}: {word} {' '.join(message.splitlines())}\n"
 
 
 def error_line(name: str, message: object) -> str:
