@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from kqeq_md.neighbours import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.programs import environment
 from kqeq_md.structure import Structure
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def random_model(seed: int = 0, zeta: int = 2) -> Model:
@@ -484,3 +487,25 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def run_example(tmp_path: Path) -> Callable[..., str]:
+    """Runs the one command of an example, with these environment variables, in a copy of its folder in `tmp_path`.
+
+    Returns what it prints. The copy is without the picture, which has to be drawn again, and small enough for a page.
+    """
+
+    def run(name: str, **variables: object) -> str:
+        folder = tmp_path / name
+        shutil.copytree(EXAMPLES / name, folder, ignore=shutil.ignore_patterns("*.png"))
+        settings = {key: str(value) for key, value in variables.items()}
+        command = ["bash", "-eu", "run.sh"]
+        done = subprocess.run(
+            command, cwd=folder, env=environment() | settings, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert 10_000 < (folder / f"{name}.png").stat().st_size < 80_000
+        return done.stdout
+
+    return run

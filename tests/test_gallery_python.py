@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.io import read
 
-from kqeq_md.programs import environment
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def run(name: str, folder: Path, **variables: object) -> str:
-    """What `run.sh` prints in a copy of the example without its picture, which it draws again."""
-    shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("*.png"))
-    settings = {key: str(value) for key, value in variables.items()}
-    done = subprocess.run(
-        ["bash", "-eu", "run.sh"], cwd=folder / name, env=environment() | settings, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    picture = folder / name / f"{name}.png"
-    assert 10_000 < picture.stat().st_size < 80_000
-    return done.stdout
-
-
-def test_disease_and_cure(tmp_path: Path) -> None:
+def test_disease_and_cure(run_example: Callable[..., str]) -> None:
     """The numbers in the legends of the picture."""
-    text = run("disease_and_cure", tmp_path)
+    text = run_example("disease_and_cure")
     rows = {line.split()[0]: [float(x) for x in re.findall(r"[-+]?\d\.\d+", line)] for line in text.splitlines()}
     assert set(rows) == {"qeq", "fragments", "split"}
     exponent, sodium, transfer, molecules = rows["qeq"]
@@ -43,10 +24,10 @@ def test_disease_and_cure(tmp_path: Path) -> None:
         assert rows[name][1:3] == [0.0, 0.0]
 
 
-def test_train_tblite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_tblite(tmp_path: Path, run_example: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels obey their sum rules, test frames are new, and the model explains most of the forces."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of tblite that wait for a core beside other tests take minutes
-    text = run("train_tblite", tmp_path, TRAJECTORIES=5)
+    text = run_example("train_tblite", TRAJECTORIES=5)
     folder = tmp_path / "train_tblite"
     train, test = (read(folder / f"{name}.xyz", ":") for name in ("train", "test"))
     assert (len(train), len(test)) == (48, 12)
