@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings of the core."""
+def _log_through(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """The package logs those records alone that this keeps."""
     log = logging.getLogger("kqeq_md")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    log.addFilter(errors_only)
+    log.addFilter(keep)
     try:
         yield
     finally:
-        log.removeFilter(errors_only)
+        log.removeFilter(keep)
 
 
-@contextmanager
-def saying_once() -> Iterator[None]:
+def quietly() -> AbstractContextManager[None]:
+    """Without the warnings of the core."""
+    return _log_through(lambda record: record.levelno >= logging.ERROR)
+
+
+def saying_once() -> AbstractContextManager[None]:
     """Warnings of the core come once, however many potentials are at work; the first one's numbers are told."""
-    log, said = logging.getLogger("kqeq_md"), set[str]()
+    said = set[str]()
 
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage() if record.msg == "%s" else str(record.msg)
@@ -33,8 +33,4 @@ def saying_once() -> Iterator[None]:
         said.add(text)
         return new
 
-    log.addFilter(is_new)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_new)
+    return _log_through(is_new)

@@ -29,5 +29,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.train.report.description import describe
 
     model = read_model(arguments.model)
-    answer(arguments, model_header(model), f"{arguments.model}: " + "\n".join(describe(model)))
+    text = "" if arguments.json else f"{arguments.model}: " + "\n".join(describe(model))
+    answer(arguments, model_header(model), text)
     return 0
