@@ -12,12 +12,12 @@ from kqeq_md.ase import NO_FIELD, structure_from_atoms
 from kqeq_md.ipi_driver.protocol import Answer, DriverError, Request, answer_from
 from kqeq_md.ipi_driver.settings import Settings, read_settings
 from kqeq_md.limits import Watch
+from kqeq_md.machine.threads import in_parallel, worthwhile
 from kqeq_md.model import Model
 from kqeq_md.options import fragments_of, template_in
 from kqeq_md.potential import NO_SUCH_CHARGES, NO_VIRIAL, Potential
 from kqeq_md.response import compute_with_response
 from kqeq_md.structure import Floats, Structure
-from kqeq_md.threads import in_parallel, worthwhile
 
 logger = logging.getLogger("kqeq_md.ipi_driver")
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.json_text import json_text
+from kqeq_md.machine.json_text import json_text
+from kqeq_md.machine.programs import environment, lammps_command, program
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, lammps_command, program
 from kqeq_md.structure import Floats
 
 FILES = ("nacl_melt/in.melt", "lammps/in.cluster_field", "ipi/input.xml", "ipi/init.xyz")

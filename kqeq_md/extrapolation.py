@@ -50,12 +50,12 @@ from typing import Any
 import numpy as np
 
 from kqeq_md.errors import ModelError
-from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.local_part import LARGEST_GROUP, Ints, LocalKernels, Term, same_element
+from kqeq_md.machine.threads import in_parallel
 from kqeq_md.model import Model
-from kqeq_md.neighbours import Pairs
+from kqeq_md.neighbours.half_list import Pairs
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats, Result
-from kqeq_md.threads import in_parallel
 
 LARGEST_MEASURE = 1.75
 """Atoms beyond it extrapolate. With 300 points of NaCl or water the largest of a test set is 1.5, of NaCl melts at

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 
 ROUNDING = float(np.finfo(np.float64).eps)

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
-from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.kernel import SparseKernel, fewest_points, weighted_powers, weighted_powers_vjp
+from kqeq_md.machine.threads import in_parallel
 from kqeq_md.model import Model, SoapTerm
-from kqeq_md.neighbours import Pairs
+from kqeq_md.neighbours.half_list import Pairs
 from kqeq_md.pair_potential import add_pair_terms, pair_tables
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.short_range import add_repulsion
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel
 
 Ints = NDArray[np.int64]
 

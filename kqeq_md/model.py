@@ -26,8 +26,8 @@ from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import ATOMIC_NUMBERS, COVALENT_RADII
 from kqeq_md.errors import ConfigError, KqeqError, ModelError
-from kqeq_md.files import write_whole
 from kqeq_md.kernel import SparseKernel
+from kqeq_md.machine.files import write_whole
 from kqeq_md.pair_potential import PairTerm
 from kqeq_md.structure import Floats, Structure
 

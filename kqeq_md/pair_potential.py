@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.errors import ModelError
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Pairs
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import Pairs
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]

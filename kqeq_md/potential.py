@@ -23,18 +23,18 @@ from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium, Problem, elec
 from kqeq_md.charges.field import effective_field, has_dipole, has_stress
 from kqeq_md.charges.leaks import LeakWatch
 from kqeq_md.charges.split import find_bonds
-from kqeq_md.domain import Domain
 from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.plan import FINEST
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.extrapolation import Extrapolation, largest_measure
-from kqeq_md.halo import Halo
 from kqeq_md.local_part import LocalKernels, LocalPart
+from kqeq_md.machine.threads import kernel_threads, one_blas_thread
 from kqeq_md.model import Model, load_model
 from kqeq_md.process import OneProcess, Process, Rank, Site
+from kqeq_md.ranks.domain import Domain
+from kqeq_md.ranks.halo import Halo
 from kqeq_md.structure import Floats, Result, Structure
-from kqeq_md.threads import kernel_threads, one_blas_thread
 
 log = logging.getLogger("kqeq_md")
 

@@ -18,12 +18,12 @@ from kqeq_md.charges.constraints import Constraint
 from kqeq_md.charges.equilibrate import ChargeSolver
 from kqeq_md.charges.field import anchors
 from kqeq_md.charges.preconditioner import RADIUS
-from kqeq_md.domain import Domain, Everyone
 from kqeq_md.electrostatics.coulomb import Electrostatics
-from kqeq_md.ghost_list import GhostList
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.neighbours import NeighbourList, Neighbours, Pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.half_list import NeighbourList, Neighbours, Pairs
+from kqeq_md.neighbours.search import Ints
+from kqeq_md.ranks.domain import Domain, Everyone
+from kqeq_md.ranks.ghost_list import GhostList
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats, Structure
 
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from kqeq_md.charges.equilibrate import Equilibrium, Problem
 from kqeq_md.charges.field import has_dipole
-from kqeq_md.domain import Domain
 from kqeq_md.errors import FieldError
+from kqeq_md.machine.threads import one_blas_thread
 from kqeq_md.potential import Equilibrated, Potential, restored
+from kqeq_md.ranks.domain import Domain
 from kqeq_md.structure import Floats, Result, Structure
-from kqeq_md.threads import one_blas_thread
 from kqeq_md.units import COULOMB_CONSTANT
 
 

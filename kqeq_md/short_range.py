@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Pairs
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import Pairs
 from kqeq_md.structure import Floats
 from kqeq_md.switch import switch
 from kqeq_md.units import COULOMB_CONSTANT

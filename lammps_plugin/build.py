@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kqeq_md.cache import cache_places
 from kqeq_md.errors import KqeqError
-from kqeq_md.files import write_whole
-from kqeq_md.programs import mpi_file
+from kqeq_md.machine.cache import cache_places
+from kqeq_md.machine.files import write_whole
+from kqeq_md.machine.programs import mpi_file
 
 SOURCES = ("pair_kqeq.cpp", "python_host.cpp", "kqeq_lmp.cpp")
 FILES = tuple(Path(__file__).with_name(name) for name in (*SOURCES, "python_host.h"))

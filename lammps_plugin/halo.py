@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.halo import Halo
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
+from kqeq_md.ranks.halo import Halo
 
 Exchange = Callable[[Any, int], Any]
 """Of the C++ side: what to do with an array of doubles, and its width or length."""

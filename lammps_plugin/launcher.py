@@ -14,8 +14,8 @@ from collections.abc import Callable
 from kqeq_md.errors import KqeqError
 from kqeq_md.lammps_plugin.build import BuildError, built_plugin, lammps_folder, libraries
 from kqeq_md.lammps_plugin.identity import lammps_identity
-from kqeq_md.programs import libpython
-from kqeq_md.threads import start_with_one_blas_thread
+from kqeq_md.machine.programs import libpython
+from kqeq_md.machine.threads import start_with_one_blas_thread
 
 
 def plugin_folder() -> str:

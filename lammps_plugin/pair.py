@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.domain import Domain
 from kqeq_md.errors import ExtrapolationError, KqeqError, StructureError
-from kqeq_md.halo import SERIAL, Halo
 from kqeq_md.lammps_plugin.halo import LammpsHalo, in_order
 from kqeq_md.limits import Watch
 from kqeq_md.potential import NO_VIRIAL, Potential
+from kqeq_md.ranks.domain import Domain
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.response import response
 from kqeq_md.structure import Floats, Result, Structure
 

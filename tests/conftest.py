@@ -24,10 +24,10 @@ from scipy.special import lpmv, spherical_in
 from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters
+from kqeq_md.machine.programs import environment
 from kqeq_md.model import Model, SoapTerm, save_model
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment
 from kqeq_md.structure import Structure
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -20,7 +20,7 @@ from kqeq_md.charges.equilibrate import ChargeSolver, Equilibrium, Problem, elec
 from kqeq_md.charges.field import effective_field, has_dipole
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.errors import ChargeError, FieldError
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.neighbours.half_list import NeighbourList
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 

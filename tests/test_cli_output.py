@@ -21,9 +21,9 @@ from kqeq_md import __version__
 from kqeq_md.cli import demo as demo_command
 from kqeq_md.cli import main
 from kqeq_md.gap_import import import_gap
-from kqeq_md.json_text import json_text
+from kqeq_md.machine.json_text import json_text
+from kqeq_md.machine.quiet import saying_once
 from kqeq_md.models import NACL, NACL_SPLIT, SHIPPED
-from kqeq_md.quiet import saying_once
 
 KQEQ = f"{sysconfig.get_path('scripts')}/kqeq"
 DATA = Path(__file__).parent.parent / "examples" / "train_nacl"

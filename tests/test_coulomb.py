@@ -17,7 +17,7 @@ from kqeq_md.electrostatics.coulomb import Electrostatics
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.ewald import EwaldCoulomb, half_space_wave_vectors
 from kqeq_md.electrostatics.gaussians import exponent, screened
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.neighbours.half_list import NeighbourList
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 

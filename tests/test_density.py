@@ -12,7 +12,7 @@ from scipy.interpolate import CubicHermiteSpline
 from kqeq_md.descriptor.density import expand_density_vjp
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.descriptor.radial import SoapParameters, radial_table
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.structure import Structure
 
 CUTOFF, L_MAX = 3.5, 6

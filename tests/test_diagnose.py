@@ -23,11 +23,11 @@ from kqeq_md.diagnose.fragment import formula, formula_unit, reference_fragment
 from kqeq_md.diagnose.samples import Pieces, chains, clusters, copies, cut, longest_axis, series_of, unlike_pair
 from kqeq_md.diagnose.verdicts import judge_charge_left, judge_eigenvalue, judge_exponent, judge_transfer
 from kqeq_md.errors import KqeqError, ModelError
-from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model, load_model, save_model
 from kqeq_md.models import NACL
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.ranks.halo import SERIAL
 from kqeq_md.response import response
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT

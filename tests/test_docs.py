@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from ase.io import read, write
 
+from kqeq_md.machine.programs import environment, lammps_command
 from kqeq_md.models import SHIPPED
-from kqeq_md.programs import environment, lammps_command
 from kqeq_md.train.config import read_config
 
 ROOT = Path(__file__).parent.parent

@@ -19,10 +19,10 @@ import pytest
 import kqeq_md
 from kqeq_md.cli import main
 from kqeq_md.gap_import import import_gap
+from kqeq_md.machine.threads import CORES, RANKS, THREADS
 from kqeq_md.model import load_model, model_header
 from kqeq_md.models import SHIPPED
 from kqeq_md.structure import Structure
-from kqeq_md.threads import CORES, RANKS, THREADS
 from kqeq_md.train.config import Config, Data, read_config
 from kqeq_md.train.data import read_set
 from kqeq_md.train.report import evaluate

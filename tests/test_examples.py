@@ -15,8 +15,8 @@ import pytest
 from ase.io import read, write
 
 from kqeq_md.demo import read_thermo, run_demo
+from kqeq_md.machine.programs import environment, lammps_command
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, lammps_command
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

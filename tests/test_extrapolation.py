@@ -15,7 +15,7 @@ from kqeq_md.extrapolation import FARTHEST, LARGEST_IMPORTED, LARGEST_MEASURE, E
 from kqeq_md.local_part import LARGEST_GROUP, LocalKernels
 from kqeq_md.model import Model, SoapTerm, load_model
 from kqeq_md.models import NACL
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.pair_potential import PairTerm
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure

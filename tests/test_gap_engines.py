@@ -20,9 +20,9 @@ from kqeq_md.errors import ChargeError
 from kqeq_md.ipi_driver.evaluation import Evaluation
 from kqeq_md.ipi_driver.protocol import Request
 from kqeq_md.ipi_driver.settings import Settings
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.model import load_model
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, program
 from kqeq_md.response import response
 from kqeq_md.structure import Structure
 from kqeq_md.units import HARTREE

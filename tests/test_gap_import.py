@@ -15,10 +15,10 @@ import pytest
 
 from kqeq_md.errors import ModelError
 from kqeq_md.gap_import import import_gap
-from kqeq_md.gap_xml import descriptor_options, read_gap
+from kqeq_md.gap_import.gap_file import descriptor_options, read_gap
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model, load_model, save_model
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.structure import Floats, Structure
 
 FOLDER = Path(__file__).parent / "data" / "gap"

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kqeq_md import cache, programs
 from kqeq_md.lammps_plugin import build
 from kqeq_md.lammps_plugin.build import BuildError, built_plugin
-from kqeq_md.programs import environment, lammps_command, libpython, program
+from kqeq_md.machine import cache, programs
+from kqeq_md.machine.programs import environment, lammps_command, libpython, program
 
 SCRIPT = "units metal\nprint 'the script runs'\nplugin list\n"
 LOADED = "pair style plugin kqeq\n"

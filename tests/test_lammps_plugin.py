@@ -14,7 +14,7 @@ import pytest
 
 from kqeq_md.errors import StructureError
 from kqeq_md.lammps_plugin import build, pair
-from kqeq_md.programs import environment, libpython, program
+from kqeq_md.machine.programs import environment, libpython, program
 
 
 def call_guarded(error: BaseException) -> tuple[int, str]:

@@ -16,12 +16,15 @@ import kqeq_md.units
 
 PACKAGE = Path(kqeq_md.__file__).parent
 PHYSICS = [
-    *(PACKAGE / f"{name}.py" for name in ("structure", "halo", "pair_search", "neighbours", "kernel", "short_range")),
-    *(PACKAGE / f"{name}.py" for name in ("model", "potential", "process", "domain", "ghost_list", "extrapolation")),
+    *(PACKAGE / f"{name}.py" for name in ("structure", "kernel", "short_range", "model", "potential", "process")),
     *(PACKAGE / f"{name}.py" for name in ("errors", "units", "elements", "reference", "local_part", "response")),
-    *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "gap_xml", "gap_terms", "gap_import")),
+    *(PACKAGE / f"{name}.py" for name in ("pair_potential", "compression", "extrapolation")),
     *(PACKAGE / "spectrum" / f"{name}.py" for name in ("absorption", "dipole_files")),
-    *sorted(path for folder in ("descriptor", "electrostatics", "charges") for path in (PACKAGE / folder).glob("*.py")),
+    *(
+        path
+        for folder in ("neighbours", "ranks", "descriptor", "electrostatics", "charges", "gap_import")
+        for path in sorted((PACKAGE / folder).glob("*.py"))
+    ),
 ]
 ABOVE = {"train", "lammps_plugin", "ipi_driver", "examples"}
 CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not ABOVE & set(path.parts)]
@@ -66,20 +69,13 @@ def test_low_levels_stand_alone() -> None:
     before: list[str] = []
     for name in (
         "errors",
-        "files",
+        "machine",
         "archive",
         "units",
-        "cache",
-        "jit",
-        "threads",
-        "latest",
         "structure",
         "switch",
-        "halo",
-        "pair_search",
         "neighbours",
-        "domain",
-        "ghost_list",
+        "ranks",
         "electrostatics",
         "charges",
         "descriptor",
@@ -87,8 +83,6 @@ def test_low_levels_stand_alone() -> None:
         "short_range",
         "pair_potential",
         "model",
-        "gap_xml",
-        "gap_terms",
         "gap_import",
         "local_part",
         "extrapolation",

@@ -11,7 +11,7 @@ import pytest
 from kqeq_md.kernel import SparseKernel, low_rank
 from kqeq_md.local_part import LARGEST_GROUP, LocalKernels, LocalPart, same_element
 from kqeq_md.model import Model
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.pair_potential import PairTerm, add_pair_terms, pair_tables
 from kqeq_md.structure import Structure
 

@@ -23,13 +23,13 @@ import pytest
 
 from kqeq_md.ase import KQEq
 from kqeq_md.errors import KqeqError
+from kqeq_md.machine.programs import program
 from kqeq_md.mdi import link as mdi_link
 from kqeq_md.mdi.engine import NODE, System, main
 from kqeq_md.mdi.link import check_connection
 from kqeq_md.model import Model, save_model
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
-from kqeq_md.programs import program
 from kqeq_md.structure import Structure
 from kqeq_md.units import BOHR, HARTREE
 

@@ -27,7 +27,7 @@ from kqeq_md.electrostatics.plan import mesh_points
 from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.window import Window, best_window
 from kqeq_md.errors import ChargeError, StructureError
-from kqeq_md.neighbours import NeighbourList
+from kqeq_md.neighbours.half_list import NeighbourList
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 
@@ -493,7 +493,7 @@ def test_supercell() -> None:
 @pytest.mark.usefixtures("always_mesh")
 @pytest.mark.parametrize("boundary", ["open", "slab", "periodic"])
 def test_threads_change_rounding_alone(boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kqeq_md.threads.ATOMS_EACH", 1)
+    monkeypatch.setattr("kqeq_md.machine.threads.ATOMS_EACH", 1)
     system = system_for(boundary)
     one, *others = (coulomb(system, WIDTHS["mixed"], 1e-5, threads=threads) for threads in (1, 2, 3))
     q = system.charges

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import vesin
 
-from kqeq_md import neighbours, pair_search
 from kqeq_md.errors import KqeqError, StructureError
-from kqeq_md.neighbours import NeighbourList, Pairs, find_pairs
+from kqeq_md.neighbours import half_list, search
+from kqeq_md.neighbours.half_list import NeighbourList, Pairs, find_pairs
 from kqeq_md.structure import Structure
 
 CELLS = {
@@ -214,7 +214,7 @@ def test_many_atoms(n: int, pbc: tuple[bool, bool, bool]) -> None:
     atoms = atoms_in(edge * (np.eye(3) + 0.3 * np.tri(3, k=-1)), n, seed=5, pbc=pbc)
     half = listed(atoms, 4.0)
     assert_right(half, atoms, 4.0)
-    assert (half.order == np.arange(n)).all() == (n < neighbours.FEWEST_SORTED)
+    assert (half.order == np.arange(n)).all() == (n < half_list.FEWEST_SORTED)
 
 
 def test_sorted_atoms_are_close_in_memory() -> None:
@@ -239,7 +239,7 @@ def test_directed_pairs(pbc: tuple[bool, bool, bool]) -> None:
 def test_one_shot_pairs_keep_the_order_of_the_structure() -> None:
     atoms = lattice_with_noise(9, PERIODIC)
     pairs = find_pairs(atoms, 5.0)  # type: ignore[arg-type]
-    assert len(atoms) > neighbours.FEWEST_SORTED
+    assert len(atoms) > half_list.FEWEST_SORTED
     assert_same_pairs(sorted_rows(pairs.centre, pairs.neighbour, pairs.vectors), by_vesin(atoms, 5.0))
 
 
@@ -390,9 +390,9 @@ def test_overlap_names_the_atoms_of_the_structure(pbc: tuple[bool, bool, bool]) 
     positions[700] = positions[13] + [0.0, 0.1, 0.0]
     half = listed(atoms.moved(positions), 4.0)
     assert (half.order != np.arange(len(atoms))).any()
-    for search in (lambda: half.pairs(3.0), lambda: find_pairs(atoms.moved(positions), 3.0)):  # type: ignore[arg-type]
+    for look in (lambda: half.pairs(3.0), lambda: find_pairs(atoms.moved(positions), 3.0)):  # type: ignore[arg-type]
         with pytest.raises(StructureError, match=r"atoms (13 and 700|700 and 13) overlap, 0\.1 Angstrom"):
-            search()
+            look()
 
 
 def test_cells_far_too_small_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_cells_far_too_small_are_refused_at_once(monkeypatch: pytest.MonkeyPatch
     for atoms in (small, Atoms(np.zeros((1, 3)), 1e-3 * np.eye(3), PERIODIC, np.array([11]))):
         refusal = r"`cell` must be larger: neighbours within 16 Angstrom .* got \[\[0"
         with monkeypatch.context() as without:
-            without.setattr(pair_search, "images_in_box", None)
+            without.setattr(search, "images_in_box", None)
             with pytest.raises(StructureError, match=refusal):
                 half.update(atoms, 15.0)
     half.update(spread_atoms(None), 4.0)  # a refusal leaves no half a list behind
@@ -410,7 +410,7 @@ def test_cells_far_too_small_are_refused_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_too_many_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_search, "MOST_PAIRS", 1000)
+    monkeypatch.setattr(search, "MOST_PAIRS", 1000)
     with pytest.raises(StructureError, match="must leave more room: .* pairs within 6 Angstrom, at most 1000, got"):
         listed(lattice_with_noise(4, PERIODIC), 5.0)
 

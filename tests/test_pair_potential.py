@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kqeq_md.errors import ModelError
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.pair_potential import PairTables, PairTerm, add_pair_terms, pair_tables
 from kqeq_md.structure import Structure
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from kqeq_md.errors import ChargeError, KqeqError
+from kqeq_md.machine.threads import in_parallel
 from kqeq_md.model import Model
 from kqeq_md.potential import PARTS, Potential
 from kqeq_md.structure import Structure
-from kqeq_md.threads import in_parallel
 
 FIELD = (0.01, -0.02, 0.05)
 

@@ -556,7 +556,7 @@ def test_fragments_a_thousand_angstrom_apart(potential: Potential, helpers: Any)
 FAR_APART = """
 import resource, sys
 import numpy as np
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.structure import Structure
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 positions = np.array([[0, 0, 0], [0, 0, 2.5], [1e3, 1e3, 1e3], [-1e3, 2e3, 1e3 + 2.5]])

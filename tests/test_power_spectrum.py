@@ -9,7 +9,7 @@ import pytest
 
 from kqeq_md.descriptor.power_spectrum import Descriptor, contract, contract_vjp, normalise, normalise_vjp
 from kqeq_md.descriptor.radial import SoapParameters
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.structure import Structure
 from kqeq_md.switch import switch
 

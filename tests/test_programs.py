@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kqeq_md import programs
-from kqeq_md.programs import ProgramError, environment, lammps_command, libpython, mpi_file, program
+from kqeq_md.machine import programs
+from kqeq_md.machine.programs import ProgramError, environment, lammps_command, libpython, mpi_file, program
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 

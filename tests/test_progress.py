@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kqeq_md import progress as module
-from kqeq_md.progress import progress
+from kqeq_md.machine import progress as module
+from kqeq_md.machine.progress import progress
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from kqeq_md.domain import Domain
 from kqeq_md.errors import KqeqError, StructureError
-from kqeq_md.ghost_list import GhostList
-from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.ranks.domain import Domain
+from kqeq_md.ranks.ghost_list import GhostList
+from kqeq_md.ranks.halo import SERIAL
 from kqeq_md.structure import Result, Structure
 
 REACH = 14.0

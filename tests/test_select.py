@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from kqeq_md import select as module
 from kqeq_md.cli import main
 from kqeq_md.errors import KqeqError
 from kqeq_md.model import Model, load_model, save_model
 from kqeq_md.models import NACL
 from kqeq_md.select import select
-from kqeq_md.selection_report import as_json, as_text
+from kqeq_md.select import selection as module
+from kqeq_md.select.report import as_json, as_text
 
 TEST = Path(__file__).parents[1] / "examples" / "train_nacl" / "test.xyz"
 METAL = Atoms("Na27", 3.6 * np.array(list(np.ndindex(3, 3, 3))))

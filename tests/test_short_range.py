@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.short_range import add_repulsion, screened_nuclear_repulsion
 from kqeq_md.structure import Structure
 from kqeq_md.switch import switch

@@ -28,7 +28,7 @@ from kqeq_md.electrostatics.gaussians import self_interaction
 from kqeq_md.errors import ChargeError, FieldError, KqeqError, StructureError
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model
-from kqeq_md.neighbours import NeighbourList, find_pairs
+from kqeq_md.neighbours.half_list import NeighbourList, find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Result, Structure
 from kqeq_md.units import COULOMB_CONSTANT

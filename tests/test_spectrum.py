@@ -17,9 +17,9 @@ from scipy.integrate import trapezoid
 import kqeq_md.units
 from kqeq_md.cli import main
 from kqeq_md.errors import KqeqError
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, program
 from kqeq_md.response import response
 from kqeq_md.spectrum.absorption import PADDING, Trajectory, ir_spectrum, peaks, spectral_density
 from kqeq_md.spectrum.dipole_files import read_dipoles, read_trajectories

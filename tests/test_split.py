@@ -15,10 +15,10 @@ from kqeq_md.electrostatics import coulomb
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.ewald import EwaldCoulomb
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model, usual_compliance
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
+from kqeq_md.ranks.halo import SERIAL
 from kqeq_md.response import response
 from kqeq_md.structure import Result, Structure
 from kqeq_md.units import COULOMB_CONSTANT

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import kqeq_md
-from kqeq_md.cache import private_folder
-from kqeq_md.jit import digest
+from kqeq_md.machine.cache import private_folder
+from kqeq_md.machine.jit import digest
 
 WITHOUT_PRIVILEGE = """
 import ctypes, os, sys
@@ -40,8 +40,8 @@ print(len(compiled.buffer), *sorted({name.partition(".")[0] for name in sys.modu
 
 KERNEL = """
 import numpy as np
-from kqeq_md.jit import compiled_code
-from kqeq_md.neighbours import place_images
+from kqeq_md.machine.jit import compiled_code
+from kqeq_md.neighbours.half_list import place_images
 positions = np.array([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
 place_images(positions, np.zeros(2, np.uint32), np.array([[1, 0, 0]], np.int32), 3.0 * np.eye(3))
 assert positions[1, 0] == 3.5
@@ -185,7 +185,7 @@ def test_a_clock_that_jumps(copy: Copy) -> None:
 
 def test_a_change_of_an_inlined_function_is_seen(copy: Copy) -> None:
     """numba by itself looks at the file of the outer function alone."""
-    head = "from kqeq_md.jit import compiled\n"
+    head = "from kqeq_md.machine.jit import compiled\n"
     inner, outer = copy.package / "inner.py", copy.package / "outer.py"
     outer.write_text(f"{head}from kqeq_md.inner import f\n@compiled\ndef g(x):\n    return f(x)\n")
     for constant in ("1.0", "2.0"):

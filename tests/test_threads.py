@@ -15,18 +15,14 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from kqeq_md import threads as module
 from kqeq_md.ase import KQEq
 from kqeq_md.cli import main
 from kqeq_md.errors import ConfigError, StructureError
 from kqeq_md.ipi_driver.client import build_parser
 from kqeq_md.lammps_plugin.pair import PairStyle
-from kqeq_md.models import NACL
-from kqeq_md.potential import Potential
-from kqeq_md.process import OneProcess
-from kqeq_md.programs import environment, program
-from kqeq_md.structure import Result, Structure
-from kqeq_md.threads import (
+from kqeq_md.machine import threads as module
+from kqeq_md.machine.programs import environment, program
+from kqeq_md.machine.threads import (
     CORES,
     RANKS,
     THREADS,
@@ -37,6 +33,10 @@ from kqeq_md.threads import (
     usable_cores,
     worthwhile,
 )
+from kqeq_md.models import NACL
+from kqeq_md.potential import Potential
+from kqeq_md.process import OneProcess
+from kqeq_md.structure import Result, Structure
 
 NO_SOURCES = os.sep
 """A folder for `python -c`, which looks for packages there first."""
@@ -116,7 +116,7 @@ def test_wrong_arguments_are_refused(value: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is Linux'")
 def test_a_mask_of_one_core_gives_one_thread() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    code += "from kqeq_md.threads import *; print(kernel_threads(), kernel_threads(4))"
+    code += "from kqeq_md.machine.threads import *; print(kernel_threads(), kernel_threads(4))"
     clean = {name: value for name, value in os.environ.items() if name not in (*THREADS, *CORES, *RANKS)}
     run = subprocess.run([sys.executable, "-c", code], env=clean, cwd=NO_SOURCES, capture_output=True, text=True,
                          check=True)  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_mask_of_one_core_gives_one_thread() -> None:
 def test_ranks_of_mpirun_share_the_cores() -> None:
     """As many ranks as cores, started for real: one thread each."""
     # in one piece: ranks write into the same pipe, and one's end of line came after the other's number
-    code = "import sys; from kqeq_md.threads import *; sys.stdout.write(f'{kernel_threads()} ')"
+    code = "import sys; from kqeq_md.machine.threads import *; sys.stdout.write(f'{kernel_threads()} ')"
     clean = {name: value for name, value in environment().items() if name not in (*THREADS, *CORES, *RANKS)}
     ranks = max(2, usable_cores())
     command = [program("mpirun"), "-np", str(ranks), sys.executable, "-c", code]

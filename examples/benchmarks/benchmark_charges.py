@@ -53,9 +53,9 @@ from kqeq_md.examples.benchmarks.benchmark_peers import (
     make_small_box,
     make_trajectory,
 )
-from kqeq_md.halo import SERIAL
 from kqeq_md.model import usual_compliance
-from kqeq_md.neighbours import NeighbourList, find_pairs
+from kqeq_md.neighbours.half_list import NeighbourList, find_pairs
+from kqeq_md.ranks.halo import SERIAL
 from kqeq_md.structure import Structure
 from kqeq_md.units import COULOMB_CONSTANT
 

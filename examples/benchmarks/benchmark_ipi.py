@@ -45,8 +45,8 @@ from kqeq_md.examples.benchmarks.benchmark_clock import calls_of, new_log
 from kqeq_md.examples.benchmarks.benchmark_ranks import ONE_THREAD
 from kqeq_md.examples.benchmarks.benchmark_step import LATTICE
 from kqeq_md.ipi_driver import pes
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, program
 from kqeq_md.structure import Floats
 
 SMALL, LARGE = (5, 5, 8), (10, 10, 10)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.programs import mpi_file
+from kqeq_md.machine.programs import mpi_file
 from kqeq_md.units import COULOMB_CONSTANT
 
 Floats = NDArray[np.float64]

@@ -25,8 +25,8 @@ from scipy.spatial.transform import Rotation
 
 from kqeq_md.ase import structure_from_atoms
 from kqeq_md.errors import KqeqError
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.programs import environment
+from kqeq_md.machine.programs import environment
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.structure import Floats
 from kqeq_md.switch import cosine_switch
 

@@ -27,8 +27,8 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.examples.benchmarks.benchmark_charges import memory
 from kqeq_md.examples.benchmarks.benchmark_peers import lammps, unwrapped
 from kqeq_md.lammps_plugin.halo import LammpsHalo
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, program
 from kqeq_md.structure import Floats, Structure
 
 SECTIONS = ("Pair", "Neigh", "Comm", "Output", "Modify", "Other")

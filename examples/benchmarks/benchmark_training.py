@@ -42,9 +42,9 @@ from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.errors import KqeqError
 from kqeq_md.examples.benchmarks.benchmark_charges import rms
 from kqeq_md.examples.benchmarks.benchmark_quip import gap_fit
+from kqeq_md.machine.threads import start_with_one_blas_thread
 from kqeq_md.model import Model
 from kqeq_md.structure import Structure
-from kqeq_md.threads import start_with_one_blas_thread
 from kqeq_md.train.config import Charges, Config, Data, Fit, Kernel, Keys
 from kqeq_md.train.data import Frame, read_frames
 from kqeq_md.train.fit import Fitted, fit

@@ -29,8 +29,8 @@ from ase.io import write
 from kqeq_md.errors import KqeqError
 from kqeq_md.examples.benchmarks.benchmark_quip import water
 from kqeq_md.extrapolation import largest_measure
+from kqeq_md.machine.programs import environment, lammps_command
 from kqeq_md.model import load_model
-from kqeq_md.programs import environment, lammps_command
 from kqeq_md.structure import Floats
 
 GRAM_PER_CM3 = 1.66053907

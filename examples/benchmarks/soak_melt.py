@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kqeq_md.machine.programs import environment, lammps_command
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, lammps_command
 from kqeq_md.structure import Floats
 
 TIMESTEP = 0.002

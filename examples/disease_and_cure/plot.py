@@ -18,8 +18,8 @@ from kqeq_md.diagnose.measurements import charge_left, exponent, field_transfer,
 from kqeq_md.diagnose.plots import STYLES
 from kqeq_md.diagnose.samples import Sample, copies, cut, longest_axis
 from kqeq_md.examples.picture import new_figure, save
+from kqeq_md.machine.quiet import quietly
 from kqeq_md.model import Model, SoapTerm
-from kqeq_md.quiet import quietly
 from kqeq_md.units import COULOMB_CONSTANT
 
 ELEMENTS = {  # electronegativity / eV, self-interaction / eV, Gaussian width / A

@@ -15,8 +15,8 @@ from ase.io import write
 from ase.optimize import BFGS
 
 from kqeq_md.ase import KQEq
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, program
 
 CHARGE = 1
 ADDRESS = f"nacl_{os.getpid()}"

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from kqeq_md.charges.constraints import Constraint, constrain, total_charge
 from kqeq_md.charges.fragments import Fragments, connected_fragments, given_fragments
 from kqeq_md.errors import ChargeError
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 
 CHARGE_MODELS = ("qeq", "fragments", "split")

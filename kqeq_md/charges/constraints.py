@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import SERIAL, Halo, dot, norm
+from kqeq_md.ranks.halo import SERIAL, Halo, dot, norm
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]

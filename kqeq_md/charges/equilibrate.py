@@ -40,8 +40,8 @@ from kqeq_md.electrostatics.coulomb import SMALL, Coulomb
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.gaussians import self_interaction
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import smallest, total
-from kqeq_md.neighbours import Neighbours
+from kqeq_md.neighbours.half_list import Neighbours
+from kqeq_md.ranks.halo import smallest, total
 from kqeq_md.structure import Floats, Structure
 
 UNHEATED = 1e-6

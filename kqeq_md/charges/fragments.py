@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 from kqeq_md.charges.constraints import grouping
 from kqeq_md.electrostatics.lattice import reduced_cell
 from kqeq_md.elements import COVALENT_RADII
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import find_pairs, lattice_of
-from kqeq_md.pair_search import Ints
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import find_pairs, lattice_of
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 
 BONDED = 1.25

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 from kqeq_md.charges.constraints import Constraint
-from kqeq_md.halo import SERIAL, Halo, dot, total
+from kqeq_md.ranks.halo import SERIAL, Halo, dot, total
 from kqeq_md.structure import Floats, Structure
 
 LENGTH = 6

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from kqeq_md.charges.fragments import Fragments, connected_fragments
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 
 log = logging.getLogger("kqeq_md")

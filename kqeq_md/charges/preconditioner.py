@@ -20,16 +20,16 @@ from math import pi
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.domain import rows_of
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.electrostatics.gaussians import exponent, self_interaction
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Neighbours
-from kqeq_md.pair_search import Ints, Rows
+from kqeq_md.machine.jit import compiled
+from kqeq_md.machine.threads import in_parallel, row_blocks, worthwhile
+from kqeq_md.neighbours.half_list import Neighbours
+from kqeq_md.neighbours.search import Ints, Rows
+from kqeq_md.ranks.domain import rows_of
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, row_blocks, worthwhile
 from kqeq_md.units import COULOMB_CONSTANT
 
 RADIUS = 6.0

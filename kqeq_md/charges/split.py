@@ -38,10 +38,10 @@ from kqeq_md.charges.cholesky import INDEFINITE
 from kqeq_md.charges.conjugate_gradient import ITERATIONS, ROUNDING, check_curvature, correction_goal
 from kqeq_md.electrostatics.coulomb import Coulomb
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import Halo, dot, norm
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Pairs, scatter_gradient
-from kqeq_md.pair_search import Ints
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import Pairs, scatter_gradient
+from kqeq_md.neighbours.search import Ints
+from kqeq_md.ranks.halo import Halo, dot, norm
 from kqeq_md.structure import Floats
 
 Operator = Callable[[Floats], Floats]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import SERIAL, Halo, dot, norm
+from kqeq_md.ranks.halo import SERIAL, Halo, dot, norm
 from kqeq_md.structure import Floats
 
 SAFE = 0.1

@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.charges.charge_model import CONNECTIVITY
+    from kqeq_md.machine.quiet import saying_once
     from kqeq_md.model import reading
-    from kqeq_md.quiet import saying_once
     from kqeq_md.train.config import Data, build
     from kqeq_md.train.data import read_frames
     from kqeq_md.train.report import evaluate, format_table

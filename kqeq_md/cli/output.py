@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.json_text import json_text
+from kqeq_md.machine.json_text import json_text
 
 if TYPE_CHECKING:
     from kqeq_md.model import Model
@@ -60,7 +60,7 @@ def report(arguments: argparse.Namespace, document: Mapping[str, Any], text: str
 
 def progress_of(arguments: argparse.Namespace) -> Progress:
     """What shows how far the work is."""
-    from kqeq_md.progress import progress
+    from kqeq_md.machine.progress import progress
 
     return _silent if arguments.quiet else progress
 

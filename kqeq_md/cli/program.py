@@ -16,7 +16,7 @@ from kqeq_md.cli.arguments import Commands, Parser, add_volume, nearest
 from kqeq_md.cli.completion import SHELLS, PrintCompletion
 from kqeq_md.cli.terminal import error_line, logging_to_stderr
 from kqeq_md.errors import KqeqError
-from kqeq_md.threads import kernel_threads, start_with_one_blas_thread
+from kqeq_md.machine.threads import kernel_threads, start_with_one_blas_thread
 
 log = logging.getLogger("kqeq_md")
 

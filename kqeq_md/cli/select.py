@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from kqeq_md.select import select
-    from kqeq_md.selection_report import as_json, as_text, write_picked
+    from kqeq_md.select.report import as_json, as_text, write_picked
 
     check_output(arguments.output, inputs=[arguments.model, *arguments.trajectories])
     model = read_model(arguments.model)

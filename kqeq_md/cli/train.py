@@ -12,7 +12,7 @@ from pathlib import Path
 from kqeq_md.cli.arguments import Commands, add_command, add_common
 from kqeq_md.cli.output import check_output, note, progress_of, say
 from kqeq_md.errors import KqeqError
-from kqeq_md.json_text import json_text
+from kqeq_md.machine.json_text import json_text
 
 NAME = "train"
 
@@ -42,8 +42,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from kqeq_md.machine.quiet import saying_once
     from kqeq_md.model import save_model
-    from kqeq_md.quiet import saying_once
     from kqeq_md.train.config import read_config
     from kqeq_md.train.report.folder import HTML, content_of, report_folder, write_report
     from kqeq_md.train.run import train

@@ -43,8 +43,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from kqeq_md.files import write_whole
-    from kqeq_md.quiet import saying_once
+    from kqeq_md.machine.files import write_whole
+    from kqeq_md.machine.quiet import saying_once
     from kqeq_md.train.config import read_config
     from kqeq_md.train.tune.search import INTERRUPTED, as_json, tune
     from kqeq_md.train.tune.table import as_table, one_line

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.descriptor.harmonics import solid_harmonics, solid_harmonics_vjp
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]

@@ -21,7 +21,7 @@ from math import factorial, pi, sqrt
 
 import numpy as np
 
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from kqeq_md.descriptor.density import Ints, expand_density, expand_density_vjp
 from kqeq_md.descriptor.harmonics import normalisation
 from kqeq_md.descriptor.radial import SoapParameters, radial_table
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import Pairs
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import Pairs
 from kqeq_md.structure import Floats
 
 BLOCK = 64

@@ -35,9 +35,9 @@ from kqeq_md.diagnose.verdicts import (
     judge_transfer,
 )
 from kqeq_md.errors import ChargeError, FieldError, KqeqError
+from kqeq_md.machine.quiet import quietly
 from kqeq_md.model import Model
 from kqeq_md.potential import NO_SUCH_CHARGES
-from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats, Structure
 
 Number = TypeVar("Number")

@@ -10,7 +10,7 @@ from kqeq_md.charges.fragments import bonds, connected_fragments
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ModelError
 from kqeq_md.model import Model
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 
 NONE = "the model holds no neutral fragment: give structures to measure"

@@ -24,11 +24,11 @@ from kqeq_md.diagnose.samples import Pieces, Sample, copies
 from kqeq_md.electrostatics.direct import DirectCoulomb
 from kqeq_md.electrostatics.ewald import EwaldCoulomb
 from kqeq_md.elements import COVALENT_RADII, symbol_of
-from kqeq_md.halo import SERIAL
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.half_list import find_pairs
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.potential import Potential
+from kqeq_md.ranks.halo import SERIAL
 from kqeq_md.response import response
 from kqeq_md.structure import Floats, Structure
 

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from kqeq_md.charges.fragments import bonds, connected_fragments, nearest_image
 from kqeq_md.diagnose.fragment import formula
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 
 SPACING = 3.0

@@ -20,11 +20,11 @@ from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import padded_cell, padded_length, rung
 from kqeq_md.electrostatics.window import Window
 from kqeq_md.errors import StructureError
-from kqeq_md.halo import SERIAL, Halo, extent, norm, total
-from kqeq_md.latest import Latest
-from kqeq_md.neighbours import Neighbours
+from kqeq_md.machine.latest import Latest
+from kqeq_md.machine.threads import worthwhile
+from kqeq_md.neighbours.half_list import Neighbours
+from kqeq_md.ranks.halo import SERIAL, Halo, extent, norm, total
 from kqeq_md.structure import Floats, Structure, plane
-from kqeq_md.threads import worthwhile
 
 SMALL = 400
 """Atoms. Open structures up to this size are summed directly: J is factorised faster than a mesh is set up."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from kqeq_md.electrostatics.gaussians import exponent, screened, self_interaction
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

@@ -22,7 +22,7 @@ from kqeq_md.electrostatics.gaussians import background, exponent, screened, sel
 from kqeq_md.electrostatics.lattice import reduced_cell
 from kqeq_md.electrostatics.slab import padded_cell, padded_length, slab_field, slab_matrix, slab_potential, slab_strain
 from kqeq_md.errors import StructureError
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats, plane
 from kqeq_md.units import COULOMB_CONSTANT
 

@@ -16,8 +16,8 @@ from math import erf, exp, pi, sqrt
 
 import numpy as np
 
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

@@ -23,10 +23,10 @@ from scipy import fft
 from kqeq_md.electrostatics.mesh_kernels import mesh_kernels
 from kqeq_md.electrostatics.mesh_layout import MeshLayout, MeshPoints, SharedMesh, Waves, WholeMesh
 from kqeq_md.electrostatics.window import Window, transform
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
+from kqeq_md.machine.threads import in_parallel
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel
 from kqeq_md.units import COULOMB_CONSTANT
 
 

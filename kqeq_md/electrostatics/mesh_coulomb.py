@@ -18,7 +18,7 @@ from kqeq_md.electrostatics.gaussians import background_potential, self_interact
 from kqeq_md.electrostatics.mesh import ParticleMesh, PeriodicConvolution
 from kqeq_md.electrostatics.real_space import RealSpace
 from kqeq_md.electrostatics.slab import slab_field, slab_potential, slab_strain
-from kqeq_md.halo import SERIAL, Halo, dot, extent
+from kqeq_md.ranks.halo import SERIAL, Halo, dot, extent
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

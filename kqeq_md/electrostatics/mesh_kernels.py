@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.halo import Halo
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
+from kqeq_md.ranks.halo import Halo
 from kqeq_md.structure import Floats
 
 MeshPoints = tuple[int, int, int]

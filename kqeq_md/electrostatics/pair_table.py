@@ -14,7 +14,7 @@ from math import ceil, pi, sqrt
 import numpy as np
 from scipy.special import erf
 
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from kqeq_md.electrostatics.pair_table import PairTable, tabulated
-from kqeq_md.halo import SERIAL, Halo
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import HalfList, Neighbours
-from kqeq_md.pair_search import Ints, Rows
+from kqeq_md.machine.jit import compiled
+from kqeq_md.machine.threads import in_parallel, row_blocks
+from kqeq_md.neighbours.half_list import HalfList, Neighbours
+from kqeq_md.neighbours.search import Ints, Rows
+from kqeq_md.ranks.halo import SERIAL, Halo
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, row_blocks
 
 
 class RealSpace:

@@ -23,7 +23,7 @@ import numpy as np
 
 from kqeq_md.electrostatics.lattice import greedy_reduction
 from kqeq_md.errors import ChargeError
-from kqeq_md.halo import SERIAL, Halo, extent
+from kqeq_md.ranks.halo import SERIAL, Halo, extent
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

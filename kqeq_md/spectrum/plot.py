@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kqeq_md.errors import KqeqError
-from kqeq_md.files import write_whole
+from kqeq_md.machine.files import write_whole
 from kqeq_md.spectrum.absorption import Peak, Spectrum
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kqeq_md.files import write_whole
+from kqeq_md.machine.files import write_whole
 from kqeq_md.spectrum.absorption import Peak, Spectrum, Trajectory, highest_frequency
 
 

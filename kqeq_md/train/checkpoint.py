@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kqeq_md.files import write_whole
+from kqeq_md.machine.files import write_whole
 from kqeq_md.structure import Floats
 
 log = logging.getLogger("kqeq_md")

@@ -16,9 +16,9 @@ from kqeq_md import __version__
 from kqeq_md.compression import Compressed, compress
 from kqeq_md.elements import symbol_of
 from kqeq_md.errors import ConfigError
+from kqeq_md.machine.quiet import quietly
 from kqeq_md.model import Model
 from kqeq_md.potential import Potential
-from kqeq_md.quiet import quietly
 from kqeq_md.reference import make_reference
 from kqeq_md.train.calibration import calibrate
 from kqeq_md.train.checkpoint import Checkpoint, fingerprint

@@ -14,9 +14,9 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
+from kqeq_md.machine.programs import environment
 from kqeq_md.model import Model, save_model
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment
 from kqeq_md.train.tune.record import Trial, Trials
 
 PROGRAM = str(Path(sys.executable).with_name("kqeq"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kqeq_md.programs import environment
+from kqeq_md.machine.programs import environment
 
 SCRIPT = Path(__file__).with_name("load_mutated.py")
 

@@ -12,7 +12,7 @@ import ase.io
 import pytest
 from ipi_support import ADDRESSES, POSITIONS, PREFIX, SYMBOLS, TRICLINIC, rattled
 
-from kqeq_md.programs import program
+from kqeq_md.machine.programs import program
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import pytest
 from ipi_support import numbers_in
 
 from kqeq_md.ase import structure_from_atoms
+from kqeq_md.machine.programs import environment
 from kqeq_md.models import NACL, WATER
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment
 from kqeq_md.structure import Structure
 from kqeq_md.units import HARTREE
 

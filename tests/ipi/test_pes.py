@@ -30,8 +30,8 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.ipi_driver import pes
 from kqeq_md.ipi_driver.client import main
 from kqeq_md.ipi_driver.evaluation import Evaluation
+from kqeq_md.machine.programs import program
 from kqeq_md.potential import Potential
-from kqeq_md.programs import program
 from kqeq_md.structure import Result, Structure
 from kqeq_md.units import BOHR, HARTREE
 

@@ -14,8 +14,8 @@ import pytest
 from ipi_support import rattled
 
 from kqeq_md.ase import KQEq
+from kqeq_md.machine.programs import environment, libpython, program
 from kqeq_md.models import NACL
-from kqeq_md.programs import environment, libpython, program
 from kqeq_md.structure import Floats
 from kqeq_md.units import EV_PER_A3_IN_BAR
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kqeq_md.machine.programs import environment, libpython, program
 from kqeq_md.model import Model, save_model
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, libpython, program
 from kqeq_md.structure import Floats, Result, Structure
 
 NKTV2P = 1.6021765e6

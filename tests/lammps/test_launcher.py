@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kqeq_md.lammps_plugin import build
-from kqeq_md.programs import environment, libpython
+from kqeq_md.machine.programs import environment, libpython
 
 NO_PAIRS = {"pair_style": "pair_style zero 5", "pair_coeff": "pair_coeff * *"}
 

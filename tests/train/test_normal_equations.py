@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from kqeq_md.errors import ConfigError
-from kqeq_md.threads import one_blas_thread
+from kqeq_md.machine.threads import one_blas_thread
 from kqeq_md.train.fit.normal_equations import TILE, NormalEquations
 
 

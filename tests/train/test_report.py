@@ -19,7 +19,7 @@ from kqeq_md.cli import main
 from kqeq_md.errors import ConfigError
 from kqeq_md.local_part import LocalKernels, LocalPart
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Structure
 from kqeq_md.train.config import Config, Data

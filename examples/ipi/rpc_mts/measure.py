@@ -34,9 +34,9 @@ from ipi.utils.nmtransform import mk_nm_matrix, nm_eva, nm_rescale
 
 from kqeq_md.ase import structure_from_atoms
 from kqeq_md.ipi_driver import pes
+from kqeq_md.machine.programs import environment, program
 from kqeq_md.models import NACL
 from kqeq_md.potential import Potential
-from kqeq_md.programs import environment, program
 
 HERE = Path(__file__).parent
 BEADS = 8

@@ -9,8 +9,8 @@ import numpy as np
 
 from kqeq_md.elements import COVALENT_RADII
 from kqeq_md.errors import StructureError
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.half_list import find_pairs
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 from kqeq_md.train.data.labels import Frame
 

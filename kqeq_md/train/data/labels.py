@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from kqeq_md.errors import ConfigError
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats, Structure
 from kqeq_md.train.data.config import Keys
 from kqeq_md.train.data.unit_system import Factors

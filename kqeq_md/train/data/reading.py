@@ -14,7 +14,7 @@ from ase.io import iread
 
 from kqeq_md.elements import ATOMIC_NUMBERS, symbol_of
 from kqeq_md.errors import ConfigError, KqeqError
-from kqeq_md.neighbours import SHORTEST_DISTANCE, find_pairs
+from kqeq_md.neighbours.half_list import SHORTEST_DISTANCE, find_pairs
 from kqeq_md.train.data.config import Data, Group, Keys
 from kqeq_md.train.data.findings import charge_sums
 from kqeq_md.train.data.labels import Frame, frame_of

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.kernel import sparse_kernel
 from kqeq_md.local_part import LARGEST_GROUP, same_element
-from kqeq_md.neighbours import Pairs, find_pairs
+from kqeq_md.machine.threads import in_parallel, kernel_threads
+from kqeq_md.neighbours.half_list import Pairs, find_pairs
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.data import Frame
 
 Progress = Callable[[Any, str], Any]

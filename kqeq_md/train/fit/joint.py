@@ -22,9 +22,9 @@ import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError, KqeqError
+from kqeq_md.machine.threads import in_parallel, kernel_threads
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.fit.charge_response import ACCURACY, TIGHT, charge_response

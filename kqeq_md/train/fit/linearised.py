@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.potential import Equilibrated, Potential, restored
 from kqeq_md.structure import Floats
 from kqeq_md.train.fit.charge_response import ChargeResponse, charge_response

@@ -10,9 +10,9 @@ import numpy as np
 from kqeq_md.charges.charge_model import CONNECTIVITY
 from kqeq_md.charges.fragments import connected_fragments
 from kqeq_md.charges.leaks import LEAK
+from kqeq_md.machine.threads import in_parallel, kernel_threads
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.data import Frame
 
 Found = TypeVar("Found")

@@ -17,8 +17,8 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from scipy.optimize import lsq_linear
 
 from kqeq_md.errors import ConfigError
+from kqeq_md.machine.threads import in_parallel, kernel_threads
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, kernel_threads
 
 TILE = 256
 """Columns whose products one thread makes at once. Every tile is summed by itself, by whichever thread."""

@@ -25,8 +25,8 @@ import numpy as np
 from kqeq_md.charges.equilibrate import Problem, bond_gradient
 from kqeq_md.errors import ConfigError
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.half_list import find_pairs
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.structure import Floats
 from kqeq_md.units import COULOMB_CONSTANT
 

@@ -22,8 +22,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
+from kqeq_md.machine.threads import in_parallel, kernel_threads
 from kqeq_md.structure import Floats
-from kqeq_md.threads import in_parallel, kernel_threads
 from kqeq_md.train.config import Fit
 from kqeq_md.train.data import Frame
 from kqeq_md.train.fit.charge_fit import Answering, answers, charge_rows, in_order_of, kernels_of

@@ -22,10 +22,10 @@ import numpy as np
 
 from kqeq_md.descriptor.power_spectrum import Descriptor
 from kqeq_md.errors import ConfigError
+from kqeq_md.machine.quiet import quietly
+from kqeq_md.machine.threads import one_blas_thread
 from kqeq_md.model import Model
-from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats
-from kqeq_md.threads import one_blas_thread
 from kqeq_md.train.checkpoint import Checkpoint
 from kqeq_md.train.config import Config, Fit
 from kqeq_md.train.data import Frame

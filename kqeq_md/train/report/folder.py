@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kqeq_md.errors import ConfigError
-from kqeq_md.json_text import json_text
+from kqeq_md.machine.json_text import json_text
 from kqeq_md.train.fit.design import Progress
 from kqeq_md.train.report.content import ReportInput, predictions_of, report_content
 from kqeq_md.train.report.diagnosis import DIAGNOSIS, Findings, diagnose_model, plot_findings

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kqeq_md.files import write_whole
+from kqeq_md.machine.files import write_whole
 from kqeq_md.train.tune.grid import Point
 
 log = logging.getLogger("kqeq_md")

@@ -18,10 +18,10 @@ from time import perf_counter
 import numpy as np
 
 from kqeq_md.errors import ConfigError
+from kqeq_md.machine.quiet import quietly
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
+from kqeq_md.neighbours.half_list import find_pairs
 from kqeq_md.potential import Potential
-from kqeq_md.quiet import quietly
 from kqeq_md.structure import Floats
 from kqeq_md.train.config import Config, Fit
 from kqeq_md.train.data import Frame, species_of

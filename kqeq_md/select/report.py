@@ -10,8 +10,8 @@ from typing import Any
 from ase import Atoms
 from ase.io import write
 
-from kqeq_md.files import write_whole
-from kqeq_md.select import Pick, Selection
+from kqeq_md.machine.files import write_whole
+from kqeq_md.select.selection import Pick, Selection
 
 
 def write_picked(selection: Selection, path: str | Path) -> None:

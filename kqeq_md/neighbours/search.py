@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.errors import StructureError
-from kqeq_md.jit import compiled
+from kqeq_md.machine.jit import compiled
 from kqeq_md.structure import Floats
 
 Ints = NDArray[np.int64]

@@ -29,12 +29,12 @@ from kqeq_md.errors import KqeqError
 from kqeq_md.extrapolation import Extrapolation
 from kqeq_md.frames import read_atoms
 from kqeq_md.local_part import LocalKernels
+from kqeq_md.machine.threads import one_blas_thread
 from kqeq_md.model import Model
-from kqeq_md.neighbours import find_pairs
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.half_list import find_pairs
+from kqeq_md.neighbours.search import Ints
 from kqeq_md.potential import Potential
 from kqeq_md.structure import Floats, Structure
-from kqeq_md.threads import one_blas_thread
 
 MOST = 2000
 """Candidates at most in memory: those with the largest measures."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqeq_md.domain import Domain
 from kqeq_md.errors import KqeqError
-from kqeq_md.jit import compiled
-from kqeq_md.neighbours import HalfList, Pairs, directed, lattice_of, stretch
-from kqeq_md.pair_search import Ints, Rows, half_list
+from kqeq_md.machine.jit import compiled
+from kqeq_md.neighbours.half_list import HalfList, Pairs, directed, lattice_of, stretch
+from kqeq_md.neighbours.search import Ints, Rows, half_list
+from kqeq_md.ranks.domain import Domain
 from kqeq_md.structure import Floats, Structure
 
 SKIN = 1.0

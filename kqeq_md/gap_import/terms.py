@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import SYMBOLS
 from kqeq_md.errors import ModelError
-from kqeq_md.gap_xml import GapTerm, integer, number
+from kqeq_md.gap_import.gap_file import GapTerm, integer, number
 from kqeq_md.structure import Floats
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kqeq_md.errors import StructureError
-from kqeq_md.halo import Halo, total
-from kqeq_md.pair_search import Ints
+from kqeq_md.neighbours.search import Ints
+from kqeq_md.ranks.halo import Halo, total
 from kqeq_md.structure import Floats, Structure
 
 

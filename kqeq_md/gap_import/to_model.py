@@ -20,8 +20,8 @@ import numpy as np
 from kqeq_md.descriptor.radial import SoapParameters
 from kqeq_md.elements import SYMBOLS
 from kqeq_md.errors import ConfigError, ModelError
-from kqeq_md.gap_terms import Pair, Soap, check_options, pair_of, soap_of
-from kqeq_md.gap_xml import GapFile, read_gap
+from kqeq_md.gap_import.gap_file import GapFile, read_gap
+from kqeq_md.gap_import.terms import Pair, Soap, check_options, pair_of, soap_of
 from kqeq_md.model import Model, SoapTerm
 from kqeq_md.pair_potential import PairTerm
 from kqeq_md.structure import Floats

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kqeq_md.errors import KqeqError, StructureError
-from kqeq_md.jit import compiled
-from kqeq_md.pair_search import Ints, Rows, Shifts, half_list, images_within, sort_into_bins
+from kqeq_md.machine.jit import compiled
+from kqeq_md.machine.threads import in_parallel, row_blocks
+from kqeq_md.neighbours.search import Ints, Rows, Shifts, half_list, images_within, sort_into_bins
 from kqeq_md.structure import FARTHEST, Floats, Structure
-from kqeq_md.threads import in_parallel, row_blocks
 
 SHORTEST_DISTANCE = 0.2
 """Angstrom. Closer atoms are a mistake in the input (two atoms on one site), not physics."""

@@ -20,7 +20,7 @@ from typing import Any
 from numba import config, njit
 from numba.core.caching import IndexDataCacheFile
 
-from kqeq_md.cache import cache_places, can_write
+from kqeq_md.machine.cache import cache_places, can_write
 
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
 """Of `numba.njit`; of fast-math only flags that leave NaN and infinity alone. Not `reassoc`: with it a kernel that was
@@ -76,7 +76,7 @@ def _intact(path: str) -> bool:
 @cache
 def compiled_code() -> Path | None:
     """The folder for compiled code; None where nothing can be written: each process then compiles for itself."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     for place in _places(package):
         folder = place / f"numba-{digest(package)}"
         if can_write(folder):
