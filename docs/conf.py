@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "kqeq_md"
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 default_role = "code"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Floats": "Floats", "Ints": "Ints"}
 autodoc_preserve_defaults = True

@@ -16,7 +16,8 @@ from ase.io import read, write
 
 from kqeq_md.demo import read_thermo, run_demo
 from kqeq_md.machine.programs import environment, lammps_command
-from kqeq_md.models import NACL
+from kqeq_md.model import load_model
+from kqeq_md.models import NACL, SHIPPED
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -360,7 +361,8 @@ def test_traffic_of_the_lammps_benchmark() -> None:
 
 
 def test_benchmark_of_lammps(tmp_path: Path) -> None:
-    """Its smallest box with a model of few frames: water that stays water, real ranks, the keys of its JSON."""
+    """Its smallest box with the shipped model: water that stays water, real ranks, the keys of its JSON."""
+    shutil.copy(SHIPPED["water"], tmp_path / "water.kqeq")
     command = [
         sys.executable,
         str(BENCHMARKS / "benchmark_lammps.py"),
@@ -381,6 +383,15 @@ def test_benchmark_of_lammps(tmp_path: Path) -> None:
         apart = hydrogen[None] - oxygen[:, None]
         apart -= np.diag(box["cell"]) * np.round(apart / np.diag(box["cell"]))
         assert (np.count_nonzero(np.linalg.norm(apart, axis=2) < 1.25, axis=1) == 2).all()  # molecules
+
+
+def test_model_of_the_lammps_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kqeq_md.examples.benchmarks import benchmark_lammps
+
+    monkeypatch.setattr(benchmark_lammps, "__file__", str(BENCHMARKS / "benchmark_lammps.py"))  # its data lie there
+    benchmark_lammps.make_model(tmp_path / "water.kqeq", 100)
+    model = load_model(tmp_path / "water.kqeq")
+    assert (model.species, model.charges) == (load_model(SHIPPED["water"]).species, "split")
 
 
 # ---------------------------------------------------------------- benchmark of i-PI
